@@ -1,0 +1,1 @@
+//! The M-host: configuration database, jobs, REST model.

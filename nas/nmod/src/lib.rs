@@ -1,0 +1,1 @@
+//! The N-module: exports, file handles, routing to volumes.

@@ -1,0 +1,1 @@
+//! The node: assembles every layer into `cairnd`.

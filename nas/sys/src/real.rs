@@ -1,0 +1,76 @@
+//! The product's world: tokio's timer and tasks, the kernel's clocks and random numbers.
+//!
+//! The only module (with the disk drivers and socket front ends) that may reach for these.
+
+#![expect(clippy::disallowed_methods, reason = "this is the seam itself")]
+
+use core::time::Duration;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use cairn_units::{MonoTime, WallTime};
+
+use crate::{BoxFuture, Clock, Entropy, Spawn, World};
+
+/// A world on the tokio runtime of the caller; tasks are spawned on `handle`.
+pub fn world(handle: tokio::runtime::Handle) -> std::io::Result<World> {
+    let spawn = Arc::new(RealSpawn { handle: handle.clone() });
+    Ok(World {
+        clock: Arc::new(RealClock { start: Instant::now(), handle }),
+        entropy: Arc::new(RealEntropy {
+            source: Mutex::new(std::fs::File::open("/dev/urandom")?),
+        }),
+        spawn,
+    })
+}
+
+struct RealClock {
+    start: Instant,
+    handle: tokio::runtime::Handle,
+}
+
+impl Clock for RealClock {
+    fn monotonic(&self) -> MonoTime {
+        // Starts at one second, so that "one interval ago" never underflows.
+        let nanos = self.start.elapsed().as_nanos() + 1_000_000_000;
+        MonoTime::new(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+    fn wall(&self) -> WallTime {
+        match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(d) => WallTime::new(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
+            Err(e) => WallTime::new(-i64::try_from(e.duration().as_nanos()).unwrap_or(i64::MAX)),
+        }
+    }
+    fn sleep(&self, duration: Duration) -> BoxFuture<()> {
+        let _guard = self.handle.enter();
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+struct RealEntropy {
+    source: Mutex<std::fs::File>,
+}
+
+impl Entropy for RealEntropy {
+    fn next_u64(&self) -> u64 {
+        let mut bytes = [0; 8];
+        let mut source = self.source.lock().unwrap_or_else(|e| e.into_inner());
+        match source.read_exact(&mut bytes) {
+            Ok(()) => u64::from_le_bytes(bytes),
+            Err(e) => panic!("the kernel's random source failed: {e}"),
+        }
+    }
+}
+
+struct RealSpawn {
+    handle: tokio::runtime::Handle,
+}
+
+impl Spawn for RealSpawn {
+    fn spawn(&self, name: &'static str, task: BoxFuture<()>) {
+        let _named = name;
+        drop(self.handle.spawn(task));
+    }
+}

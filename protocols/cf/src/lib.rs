@@ -1,0 +1,1 @@
+//! The cluster fabric: file, volume and aggregate operations as messages.

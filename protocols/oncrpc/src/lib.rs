@@ -1,0 +1,1 @@
+//! ONC RPC over TCP: XDR, records, server loop, reply cache.

@@ -1,0 +1,1 @@
+//! The single internal stream of file operations.

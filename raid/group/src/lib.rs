@@ -1,0 +1,1 @@
+//! RAID groups and aggregates on disks.

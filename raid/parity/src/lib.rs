@@ -1,0 +1,1 @@
+//! XOR kernels and row-diagonal parity.

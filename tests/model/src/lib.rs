@@ -1,0 +1,1 @@
+//! An executable reference model of a node: files in memory, behind the same traits.

@@ -1,0 +1,1 @@
+//! The simulated world: one thread, one seed, virtual time, simulated disks.

@@ -1,0 +1,1 @@
+//! The storage manager: buffers, volumes, messages, consistency points.

@@ -1,0 +1,1 @@
+//! Directories: a B+tree in the blocks of a file.

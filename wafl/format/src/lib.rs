@@ -1,0 +1,1 @@
+//! On-disk structures of the storage manager.

@@ -1,0 +1,1 @@
+//! The NV log: records, halves, group commit, recovery.
