@@ -1,0 +1,379 @@
+//! Inodes: 512 bytes, eight to a block of the inode file.
+
+use cairn_units::{Generation, Gid, InodeNo, ObjectId, Uid, WallTime};
+use zerocopy::byteorder::little_endian::{I64, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::{BlockPtr, FORMAT_VERSION, FormatError, RawPtr};
+
+/// Bytes of an inode.
+pub const INODE_BYTES: usize = 512;
+/// Inodes in a block.
+pub const INODES_PER_BLOCK: u64 = 8;
+/// Pointers in an inode: with height 0 they point to data, with height h to indirect blocks of
+/// level h.
+pub const DIRECT_POINTERS: usize = 16;
+/// Bytes that may lie in the inode in place of the pointers.
+pub const INLINE_BYTES_MAX: usize = 256;
+
+/// Bits of [`Inode::flags`].
+pub mod inode_flags {
+    /// The pointer area holds `inline_bytes` bytes of the file itself.
+    pub const INLINE: u32 = 1;
+    /// A removed file or cut-off tail whose blocks are still being freed.
+    pub const ZOMBIE: u32 = 2;
+}
+
+/// An inode on disk.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RawInode {
+    version: U16,
+    kind: u8,
+    height: u8,
+    mode: U32,
+    ino: U64,
+    generation: U32,
+    links: U32,
+    uid: U32,
+    gid: U32,
+    size: U64,
+    blocks: U64,
+    atime: I64,
+    mtime: I64,
+    ctime: I64,
+    birth: I64,
+    change: U64,
+    device_major: U32,
+    device_minor: U32,
+    object: [u8; 16],
+    parent: U64,
+    verifier: [u8; 8],
+    dos_attributes: U32,
+    project: U32,
+    acl: U64,
+    xattr: U64,
+    streams: U64,
+    flags: U32,
+    inline_bytes: U16,
+    reserved_a: U16,
+    next_zombie: U64,
+    quota_tree: U32,
+    reserved_b: U32,
+    reserved_c: [u8; 72],
+    area: [u8; INLINE_BYTES_MAX],
+}
+const _: () = assert!(size_of::<RawInode>() == INODE_BYTES);
+const _: () = assert!(INLINE_BYTES_MAX == DIRECT_POINTERS * size_of::<RawPtr>());
+
+/// Kind of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum InodeKind {
+    /// Not in use; the generation of the next use is kept.
+    Free = 0,
+    /// Regular file.
+    Regular = 1,
+    /// Directory.
+    Directory = 2,
+    /// Symbolic link.
+    Symlink = 3,
+    /// Block device.
+    BlockDevice = 4,
+    /// Character device.
+    CharDevice = 5,
+    /// FIFO.
+    Fifo = 6,
+    /// Socket.
+    Socket = 7,
+    /// File of the storage manager itself (maps, tables, extended attributes).
+    Internal = 8,
+}
+
+impl InodeKind {
+    fn from_raw(raw: u8) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Free,
+            1 => Self::Regular,
+            2 => Self::Directory,
+            3 => Self::Symlink,
+            4 => Self::BlockDevice,
+            5 => Self::CharDevice,
+            6 => Self::Fifo,
+            7 => Self::Socket,
+            8 => Self::Internal,
+            _ => return None,
+        })
+    }
+}
+
+/// An inode in memory, without its block tree's buffers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// Kind.
+    pub kind: InodeKind,
+    /// Levels of indirect blocks below the pointers.
+    pub height: u8,
+    /// Permission bits (`0o7777`).
+    pub mode: u32,
+    /// Its own number.
+    pub ino: InodeNo,
+    /// Generation.
+    pub generation: Generation,
+    /// Names.
+    pub links: u32,
+    /// Owner.
+    pub uid: Uid,
+    /// Group.
+    pub gid: Gid,
+    /// Size in bytes.
+    pub size: u64,
+    /// Blocks on disk: data and indirect.
+    pub blocks: u64,
+    /// Last read.
+    pub atime: WallTime,
+    /// Last change of data.
+    pub mtime: WallTime,
+    /// Last change of anything.
+    pub ctime: WallTime,
+    /// Birth.
+    pub birth: WallTime,
+    /// Change counter.
+    pub change: u64,
+    /// Device number.
+    pub device: (u32, u32),
+    /// Global object id.
+    pub object: ObjectId,
+    /// Directory: its parent. Else: a directory it was linked into.
+    pub parent: InodeNo,
+    /// Verifier of an exclusive create.
+    pub verifier: [u8; 8],
+    /// DOS attributes.
+    pub dos_attributes: u32,
+    /// Project or qtree id.
+    pub project: u32,
+    /// Inode of the access control list, 0 for none.
+    pub acl: InodeNo,
+    /// Inode of the extended attributes, 0 for none.
+    pub xattr: InodeNo,
+    /// Inode of the named streams, 0 for none.
+    pub streams: InodeNo,
+    /// See [`inode_flags`].
+    pub flags: u32,
+    /// Next inode in the volume's list of zombies, 0 at the end.
+    pub next_zombie: InodeNo,
+    /// Qtree.
+    pub quota_tree: u32,
+    /// Pointers, unless the file is inline.
+    pub pointers: [BlockPtr; DIRECT_POINTERS],
+    /// The file itself, if it is inline.
+    pub inline: Vec<u8>,
+}
+
+impl Inode {
+    /// A free inode: all zero but its number and generation.
+    pub fn free(ino: InodeNo, generation: Generation) -> Self {
+        Self {
+            kind: InodeKind::Free,
+            height: 0,
+            mode: 0,
+            ino,
+            generation,
+            links: 0,
+            uid: Uid::new(0),
+            gid: Gid::new(0),
+            size: 0,
+            blocks: 0,
+            atime: WallTime::new(0),
+            mtime: WallTime::new(0),
+            ctime: WallTime::new(0),
+            birth: WallTime::new(0),
+            change: 0,
+            device: (0, 0),
+            object: ObjectId::default(),
+            parent: InodeNo::new(0),
+            verifier: [0; 8],
+            dos_attributes: 0,
+            project: 0,
+            acl: InodeNo::new(0),
+            xattr: InodeNo::new(0),
+            streams: InodeNo::new(0),
+            flags: 0,
+            next_zombie: InodeNo::new(0),
+            quota_tree: 0,
+            pointers: [BlockPtr::HOLE; DIRECT_POINTERS],
+            inline: Vec::new(),
+        }
+    }
+
+    /// Whether the file lies in the inode itself.
+    pub fn is_inline(&self) -> bool {
+        self.flags & inode_flags::INLINE != 0
+    }
+
+    /// Whether this is a removed file or tail that is still being freed.
+    pub fn is_zombie(&self) -> bool {
+        self.flags & inode_flags::ZOMBIE != 0
+    }
+
+    /// Reads an inode. All-zero bytes are a free inode with generation 0.
+    ///
+    /// # Errors
+    /// [`FormatError`] for another version or impossible fields.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        const S: &str = "inode";
+        let raw = RawInode::ref_from_bytes(bytes)
+            .map_err(|_| FormatError::NotThis { structure: S })?;
+        if raw.version.get() == 0 && bytes.iter().all(|b| *b == 0) {
+            return Ok(Self::free(InodeNo::new(0), Generation::new(0)));
+        }
+        if raw.version.get() != FORMAT_VERSION {
+            return Err(FormatError::Version {
+                structure: S,
+                found: raw.version.get(),
+                known: FORMAT_VERSION,
+            });
+        }
+        let field = |field| FormatError::Field { structure: S, field };
+        let kind = InodeKind::from_raw(raw.kind).ok_or(field("kind"))?;
+        if raw.height > 6 {
+            return Err(field("height"));
+        }
+        if raw.size.get() > cairn_units::FILE_BYTES_MAX {
+            return Err(field("size"));
+        }
+        let inline_bytes = usize::from(raw.inline_bytes.get());
+        let flags = raw.flags.get();
+        let mut pointers = [BlockPtr::HOLE; DIRECT_POINTERS];
+        let mut inline = Vec::new();
+        if flags & inode_flags::INLINE != 0 {
+            inline.extend_from_slice(raw.area.get(..inline_bytes).ok_or(field("inline_bytes"))?);
+        } else {
+            for (p, bytes) in pointers.iter_mut().zip(raw.area.chunks_exact(16)) {
+                let raw = RawPtr::read_from_bytes(bytes).map_err(|_| field("pointers"))?;
+                *p = raw.into();
+            }
+        }
+        Ok(Self {
+            kind,
+            height: raw.height,
+            mode: raw.mode.get(),
+            ino: InodeNo::new(raw.ino.get()),
+            generation: Generation::new(raw.generation.get()),
+            links: raw.links.get(),
+            uid: Uid::new(raw.uid.get()),
+            gid: Gid::new(raw.gid.get()),
+            size: raw.size.get(),
+            blocks: raw.blocks.get(),
+            atime: WallTime::new(raw.atime.get()),
+            mtime: WallTime::new(raw.mtime.get()),
+            ctime: WallTime::new(raw.ctime.get()),
+            birth: WallTime::new(raw.birth.get()),
+            change: raw.change.get(),
+            device: (raw.device_major.get(), raw.device_minor.get()),
+            object: ObjectId::new(raw.object),
+            parent: InodeNo::new(raw.parent.get()),
+            verifier: raw.verifier,
+            dos_attributes: raw.dos_attributes.get(),
+            project: raw.project.get(),
+            acl: InodeNo::new(raw.acl.get()),
+            xattr: InodeNo::new(raw.xattr.get()),
+            streams: InodeNo::new(raw.streams.get()),
+            flags,
+            next_zombie: InodeNo::new(raw.next_zombie.get()),
+            quota_tree: raw.quota_tree.get(),
+            pointers,
+            inline,
+        })
+    }
+
+    /// Writes the inode.
+    ///
+    /// # Panics
+    /// When `inline` is longer than [`INLINE_BYTES_MAX`]: a broken invariant.
+    pub fn encode(&self) -> [u8; INODE_BYTES] {
+        let mut area = [0; INLINE_BYTES_MAX];
+        if self.is_inline() {
+            area[..self.inline.len()].copy_from_slice(&self.inline);
+        } else {
+            for (bytes, p) in area.chunks_exact_mut(16).zip(self.pointers) {
+                bytes.copy_from_slice(RawPtr::from(p).as_bytes());
+            }
+        }
+        let raw = RawInode {
+            version: FORMAT_VERSION.into(),
+            kind: self.kind as u8,
+            height: self.height,
+            mode: self.mode.into(),
+            ino: self.ino.get().into(),
+            generation: self.generation.get().into(),
+            links: self.links.into(),
+            uid: self.uid.get().into(),
+            gid: self.gid.get().into(),
+            size: self.size.into(),
+            blocks: self.blocks.into(),
+            atime: self.atime.get().into(),
+            mtime: self.mtime.get().into(),
+            ctime: self.ctime.get().into(),
+            birth: self.birth.get().into(),
+            change: self.change.into(),
+            device_major: self.device.0.into(),
+            device_minor: self.device.1.into(),
+            object: self.object.bytes(),
+            parent: self.parent.get().into(),
+            verifier: self.verifier,
+            dos_attributes: self.dos_attributes.into(),
+            project: self.project.into(),
+            acl: self.acl.get().into(),
+            xattr: self.xattr.get().into(),
+            streams: self.streams.get().into(),
+            flags: self.flags.into(),
+            inline_bytes: match u16::try_from(self.inline.len()) {
+                Ok(n) => n.into(),
+                Err(_) => panic!("inline data is at most {INLINE_BYTES_MAX} bytes"),
+            },
+            reserved_a: 0.into(),
+            next_zombie: self.next_zombie.get().into(),
+            quota_tree: self.quota_tree.into(),
+            reserved_b: 0.into(),
+            reserved_c: [0; 72],
+            area,
+        };
+        let mut out = [0; INODE_BYTES];
+        out.copy_from_slice(raw.as_bytes());
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inode_round_trips_with_pointers_and_inline() {
+        let mut inode = Inode::free(InodeNo::new(77), Generation::new(3));
+        inode.kind = InodeKind::Regular;
+        inode.size = cairn_units::FILE_BYTES_MAX;
+        inode.pointers[15] = BlockPtr {
+            vvbn: cairn_units::Vvbn::new(9),
+            pvbn: cairn_units::Pvbn::new(8),
+            crc: cairn_units::Crc::new(7),
+        };
+        assert_eq!(Inode::decode(&inode.encode()), Ok(inode.clone()));
+        inode.pointers = [BlockPtr::HOLE; DIRECT_POINTERS];
+        inode.flags = inode_flags::INLINE;
+        inode.inline = vec![1; INLINE_BYTES_MAX];
+        assert_eq!(Inode::decode(&inode.encode()), Ok(inode));
+    }
+
+    #[test]
+    fn inode_with_unknown_version_or_kind_is_refused() {
+        let mut bytes = Inode::free(InodeNo::new(1), Generation::new(0)).encode();
+        bytes[0] = 9;
+        assert!(matches!(Inode::decode(&bytes), Err(FormatError::Version { found: 9, .. })));
+        bytes[0] = 1;
+        bytes[2] = 200;
+        assert!(matches!(Inode::decode(&bytes), Err(FormatError::Field { .. })));
+        assert!(matches!(Inode::decode(&bytes[1..]), Err(FormatError::NotThis { .. })));
+    }
+}
