@@ -1,5 +1,7 @@
 //! The simulator's own claims: determinism, virtual time, and what a power cut may leave.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -32,7 +34,7 @@ fn run_story(seed: u64) -> (u64, Vec<u64>, Duration) {
     let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
     for i in 0..20u64 {
         let (order, clock, disk) =
-            (order.clone(), world.clock.clone(), disks[i as usize % 2].clone());
+            (order.clone(), world.clock.clone(), disks[usize::from(i % 2 == 1)].clone());
         let (sender, inner) = (sender.clone(), world.clone());
         let task = Box::pin(async move {
             order.lock().unwrap().push(i);
