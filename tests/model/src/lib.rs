@@ -17,6 +17,7 @@
 //! 7. Whether the name exists. 8. Write permission of the directory, then its sticky bit
 //! (`NotOwner`). 9. Everything else, as the functions of `names` write it down.
 
+pub mod conformance;
 mod data;
 mod files;
 mod inode;
