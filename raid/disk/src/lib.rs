@@ -14,6 +14,25 @@
 //! # What it may rely on
 //! - Nobody has two overlapping writes under way at once.
 
+//!
+//! # Drivers
+//! [`open_disks`] opens block devices and plain files with the io_uring driver, or with threads
+//! where the kernel refuses io_uring. A request begins when the method is called (when its future
+//! is polled, if the disk's queue is full).
+
+mod device;
+mod driver;
+mod errno;
+mod open;
+mod threads;
+mod uring;
+mod vector;
+
+pub use open::{
+    CreateDiskError, DISK_BLOCKS_MIN, Driver, DriverError, DriverOptions, OpenDiskError,
+    OpenedDisk, create_file_disk, open_disks,
+};
+
 use cairn_sys::{Block, BlockMut, BoxFuture};
 use cairn_units::{Blocks, Dbn};
 

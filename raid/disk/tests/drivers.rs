@@ -1,0 +1,253 @@
+//! The real drivers on real files: the contract's suite, locks, sizes, limits, and recovery.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use cairn_raid_disk::{
+    CreateDiskError, Disk, DiskError, Driver, DriverOptions, OpenDiskError, create_file_disk,
+    open_disks,
+};
+use cairn_sim::conformance::{
+    CONFORMANCE_BLOCKS_MIN, disk_conformance, join_all, pattern, read_blocks,
+};
+use cairn_sys::{BlockMut, block::pages_in_use};
+use cairn_units::{Blocks, Dbn};
+
+/// Both drivers; io_uring only where the kernel has it.
+fn drivers() -> Vec<Driver> {
+    let uring = DriverOptions { driver: Driver::Uring, ..Default::default() };
+    match open_disks(&[], uring) {
+        Ok(_) => vec![Driver::Uring, Driver::Threads],
+        Err(error) => {
+            eprintln!("io_uring is not tested: {error}");
+            vec![Driver::Auto, Driver::Threads]
+        }
+    }
+}
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return value;
+        }
+        std::thread::park();
+    }
+}
+
+/// A directory of its own for each test, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("disks-{}-{n}", std::process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+    fn disk(&self, name: &str) -> PathBuf {
+        let path = self.file(name);
+        create_file_disk(&path, Blocks::new(CONFORMANCE_BLOCKS_MIN)).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+fn open_one(path: &Path, driver: Driver) -> Result<Arc<dyn Disk>, OpenDiskError> {
+    open_with(path, DriverOptions { driver, ..Default::default() })
+}
+
+fn open_with(path: &Path, options: DriverOptions) -> Result<Arc<dyn Disk>, OpenDiskError> {
+    let mut opened = open_disks(&[path.to_owned()], options).unwrap();
+    assert_eq!(opened[0].location, path);
+    opened.remove(0).disk
+}
+
+#[test]
+fn drivers_conform_on_real_files() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let mut n = 0;
+        block_on(disk_conformance(|| {
+            n += 1;
+            open_one(&scratch.disk(&format!("d{n}")), driver).unwrap()
+        }));
+    }
+}
+
+#[test]
+fn disk_in_use_is_refused_until_its_last_handle_is_gone() {
+    let scratch = Scratch::new();
+    let path = scratch.disk("d");
+    for driver in drivers() {
+        let first = open_one(&path, driver).unwrap();
+        block_on(first.write(Dbn::new(3), vec![pattern(3)])).unwrap();
+        let second = open_one(&path, driver).map(drop).unwrap_err();
+        assert!(matches!(second, OpenDiskError::InUse { .. }), "{second}");
+        assert!(second.to_string().contains("in use"));
+        let twice = open_disks(
+            &[scratch.disk(&format!("{driver:?}")), path.clone()],
+            DriverOptions::default(),
+        );
+        let twice = twice.unwrap();
+        assert!(twice[0].disk.is_ok() && twice[1].disk.is_err(), "one refusal spoils no other");
+        drop(first);
+        let again = open_one(&path, driver).unwrap();
+        assert!(block_on(read_blocks(&*again, 3, 1))[0][..] == pattern(3)[..]);
+    }
+}
+
+#[test]
+fn unfit_locations_are_refused_with_the_reason() {
+    let scratch = Scratch::new();
+    let refusal = |path: &Path| open_one(path, Driver::Auto).map(drop).unwrap_err();
+    let odd = scratch.file("odd");
+    fs::write(&odd, vec![0; 5 << 20]).unwrap();
+    OpenOptions::new().write(true).open(&odd).unwrap().set_len((5 << 20) + 512).unwrap();
+    assert!(matches!(refusal(&odd), OpenDiskError::OddSize { .. }));
+    let small = scratch.file("small");
+    fs::write(&small, vec![0; 8192]).unwrap();
+    assert!(matches!(refusal(&small), OpenDiskError::TooSmall { .. }));
+    assert!(matches!(refusal(&scratch.0), OpenDiskError::NotADisk { .. }));
+    assert!(matches!(refusal(&scratch.file("none")), OpenDiskError::Io { .. }));
+    assert!(matches!(refusal(Path::new("/dev/null")), OpenDiskError::NotADisk { .. }));
+    let short = create_file_disk(&scratch.file("x"), Blocks::new(10)).unwrap_err();
+    assert!(matches!(short, CreateDiskError::TooSmall { .. }));
+    let there = create_file_disk(&small, Blocks::new(4096)).unwrap_err();
+    assert!(matches!(there, CreateDiskError::Io { .. }));
+    assert_eq!(fs::read(&small).unwrap().len(), 8192, "an existing file is left alone");
+}
+
+#[test]
+fn set_of_disks_keeps_their_blocks_apart() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let paths: Vec<PathBuf> = (0..5).map(|i| scratch.disk(&format!("d{i}"))).collect();
+        let options = DriverOptions { driver, ..Default::default() };
+        let disks: Vec<Arc<dyn Disk>> =
+            open_disks(&paths, options).unwrap().into_iter().map(|o| o.disk.unwrap()).collect();
+        block_on(async {
+            let mut writes = Vec::new();
+            for i in 0..300u64 {
+                for (d, disk) in (0u64..).zip(&disks) {
+                    writes.push(disk.write(Dbn::new(i), vec![pattern(d * 1000 + i)]));
+                }
+            }
+            assert!(join_all(writes).await.into_iter().all(|w| w.is_ok()));
+            for disk in &disks {
+                disk.flush().await.unwrap();
+            }
+        });
+        for (d, path) in (0u64..).zip(&paths) {
+            let bytes = fs::read(path).unwrap();
+            for i in 0..300u64 {
+                let at = usize::try_from(i).unwrap() * 4096;
+                assert!(bytes[at..at + 4096] == pattern(d * 1000 + i)[..], "{driver:?} {d} {i}");
+            }
+        }
+        assert!(disks.iter().all(|d| d.counters().writes == 300));
+    }
+}
+
+#[test]
+fn more_requests_than_the_queue_holds_all_end() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let disk = open_one(&scratch.disk("d"), driver).unwrap();
+        let requests = (0..2000u64).map(|i| disk.write(Dbn::new(i), vec![pattern(i)]));
+        let requests: Vec<_> = requests.collect();
+        // The later ones have not begun; dropping some of them harms nothing.
+        let kept = requests.into_iter().enumerate().filter(|(i, _)| i % 7 != 6).map(|(_, r)| r);
+        let done = block_on(join_all(kept.collect()));
+        assert!(done.into_iter().all(|w| w.is_ok()));
+        for i in (0..2000).filter(|i| i % 7 != 6) {
+            assert!(block_on(read_blocks(&*disk, i, 1))[0][..] == pattern(i)[..]);
+        }
+    }
+}
+
+#[test]
+fn blocks_cut_off_under_the_driver_are_a_medium_error_there_only() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let path = scratch.disk("d");
+        let disk = open_one(&path, driver).unwrap();
+        block_on(disk.write(Dbn::new(99), vec![pattern(99), pattern(100)])).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(100 * 4096).unwrap();
+        assert!(block_on(read_blocks(&*disk, 99, 1))[0][..] == pattern(99)[..]);
+        let bufs = (0..4).map(|_| BlockMut::dirty()).collect();
+        let error = block_on(disk.read(Dbn::new(98), bufs)).unwrap_err();
+        assert_eq!(error, DiskError::Medium { at: Dbn::new(100), count: Blocks::new(2) });
+        assert_eq!(disk.counters().errors, 1);
+    }
+}
+
+#[test]
+fn timed_out_requests_answer_and_give_their_buffers_back_later() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let options = DriverOptions { driver, request_timeout: Duration::ZERO };
+        let before = pages_in_use();
+        let disk = open_with(&scratch.disk("d"), options).unwrap();
+        let mut timed_out = 0;
+        for i in 0..2000u64 {
+            let bufs = (0..8).map(|_| BlockMut::dirty()).collect();
+            match block_on(disk.read(Dbn::new(i), bufs)) {
+                Err(DiskError::TimedOut { at }) => {
+                    assert_eq!(at, Dbn::new(i));
+                    timed_out += 1;
+                }
+                // Threads may be faster than the watch.
+                Ok(_) => assert!(driver == Driver::Threads, "the ring checks before it reaps"),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(timed_out == 2000 || driver == Driver::Threads, "{timed_out} timed out");
+        let counters = disk.counters();
+        assert_eq!(counters.errors, timed_out);
+        assert_eq!(counters.reads, 2000 - timed_out);
+        // All places in the queue come back: more requests than it holds were answered.
+        drop(disk);
+        while pages_in_use() > before {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn flush_that_timed_out_is_never_followed_by_one_that_is_ok() {
+    for driver in drivers().into_iter().filter(|d| *d == Driver::Uring) {
+        let scratch = Scratch::new();
+        let options = DriverOptions { driver, request_timeout: Duration::ZERO };
+        let disk = open_with(&scratch.disk("d"), options).unwrap();
+        assert!(matches!(block_on(disk.flush()), Err(DiskError::TimedOut { .. })));
+        let later = block_on(disk.flush());
+        assert!(matches!(&later, Err(DiskError::Gone { reason }) if reason.contains("flush")));
+    }
+}
