@@ -200,7 +200,8 @@ pub struct RawAggregateRoot {
     time: I64,
     used_blocks: U64,
     volume_slots: U64,
-    reserved_b: [u8; 208],
+    pvbn_end: U64,
+    reserved_b: [u8; 200],
     volume_table: [u8; INODE_BYTES],
     active_map: [u8; INODE_BYTES],
     area_counts: [u8; INODE_BYTES],
@@ -220,6 +221,8 @@ pub struct AggregateRoot {
     pub used_blocks: u64,
     /// Slots of the volume table in use or once used.
     pub volume_slots: u64,
+    /// End of the PVBN space whose free blocks are counted; columns behind it are new.
+    pub pvbn_end: u64,
     /// File of volume records, one block each.
     pub volume_table: Inode,
     /// Bitmap of PVBNs in use.
@@ -256,6 +259,7 @@ impl AggregateRoot {
             area_stripes: raw.area_stripes.get(),
             used_blocks: raw.used_blocks.get(),
             volume_slots: raw.volume_slots.get(),
+            pvbn_end: raw.pvbn_end.get(),
             volume_table: Inode::decode(&raw.volume_table)?,
             active_map: Inode::decode(&raw.active_map)?,
             area_counts: Inode::decode(&raw.area_counts)?,
@@ -273,7 +277,8 @@ impl AggregateRoot {
             time: self.time.get().into(),
             used_blocks: self.used_blocks.into(),
             volume_slots: self.volume_slots.into(),
-            reserved_b: [0; 208],
+            pvbn_end: self.pvbn_end.into(),
+            reserved_b: [0; 200],
             volume_table: self.volume_table.encode(),
             active_map: self.active_map.encode(),
             area_counts: self.area_counts.encode(),
@@ -297,6 +302,7 @@ mod tests {
             area_stripes: 1024,
             used_blocks: 3,
             volume_slots: 2,
+            pvbn_end: 9,
             volume_table: inode.clone(),
             active_map: inode.clone(),
             area_counts: inode.clone(),

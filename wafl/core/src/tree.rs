@@ -1,0 +1,603 @@
+//! The block tree of one file: pointers in the inode, indirect blocks, and the buffers in memory.
+//!
+//! Layer: core of the storage manager; does no I/O. A read that needs a block that is not in
+//! memory answers with a [`TreeMiss`]; the caller loads the block, gives it to
+//! [`Tree::insert_loaded`] and tries again.
+//!
+//! A block is named by [`Key`]: level 0 is data, block `i` of level `l` holds the pointers to
+//! blocks `256 i .. 256 i + 255` of level `l - 1`; the inode's 16 pointers lead to level `height`.
+//!
+//! # Invariants
+//! - Every ancestor of a dirty block is in memory and dirty: a consistency point places blocks
+//!   bottom up and never has to read to do it.
+//! - A block that was placed by a consistency point stays in memory until that point has written
+//!   it (`pinned_cp`): it cannot be read back before.
+//! - A pointer is changed only by [`Tree::place`] (consistency point), by cutting and by punching;
+//!   a block that a pointer no longer names is handed to the caller to be freed, exactly once.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_sys::{Block, BlockMut};
+use cairn_units::CpCount;
+use cairn_wafl_format::{
+    BlockPtr, DIRECT_POINTERS, POINTERS_PER_BLOCK, POINTERS_SHIFT, pointer_at, set_pointer_at,
+};
+
+/// Levels of indirect blocks at the most: 16 * 256^6 blocks are 2^64 bytes and more.
+pub(crate) const HEIGHT_MAX: u8 = 6;
+
+/// A block of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub level: u8,
+    pub index: u64,
+}
+
+impl Key {
+    pub const fn data(index: u64) -> Self {
+        Self { level: 0, index }
+    }
+    const fn parent(self) -> Self {
+        Self { level: self.level + 1, index: self.index >> POINTERS_SHIFT }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "masked to 8 bits")]
+    const fn slot(self) -> usize {
+        (self.index & (POINTERS_PER_BLOCK as u64 - 1)) as usize
+    }
+}
+
+/// A block that must be loaded first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TreeMiss {
+    pub key: Key,
+    pub ptr: BlockPtr,
+}
+
+#[derive(Debug)]
+struct Buf {
+    block: Block,
+    dirty: bool,
+    hot: Cell<bool>,
+    pinned_cp: CpCount,
+}
+
+/// What one change made dirty, for space reservation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Dirtied {
+    /// Blocks that were clean or absent and are dirty now: each needs a place at the next CP.
+    pub blocks: u64,
+    /// Of these, blocks that have no place yet: the file grows by them.
+    pub fresh: u64,
+}
+
+impl core::ops::AddAssign for Dirtied {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks += other.blocks;
+        self.fresh += other.fresh;
+    }
+}
+
+/// What dropping blocks released: dirty buffers that need no place any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    pub dirty: u64,
+    pub fresh: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tree {
+    height: u8,
+    roots: [BlockPtr; DIRECT_POINTERS],
+    bufs: BTreeMap<Key, Buf>,
+    dirty: BTreeSet<Key>,
+    /// Keys that came into memory and are not yet known to the cache's clock.
+    arrived: Vec<Key>,
+    /// Blocks of the file: placed ones and dirty ones without a place.
+    blocks: u64,
+}
+
+/// One step of [`Tree::reap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reaped {
+    More,
+    Empty,
+}
+
+const fn capacity(height: u8) -> u64 {
+    (DIRECT_POINTERS as u64) << (POINTERS_SHIFT * height as u32)
+}
+
+const fn span_mask(level: u8) -> u64 {
+    (1 << (POINTERS_SHIFT * level as u32)) - 1
+}
+
+impl Tree {
+    pub fn new(height: u8, roots: [BlockPtr; DIRECT_POINTERS], blocks: u64) -> Self {
+        assert!(height <= HEIGHT_MAX, "tree of height {height}");
+        Self {
+            height,
+            roots,
+            bufs: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            arrived: Vec::new(),
+            blocks,
+        }
+    }
+
+    pub fn empty() -> Self {
+        Self::new(0, [BlockPtr::HOLE; DIRECT_POINTERS], 0)
+    }
+
+    pub fn height(&self) -> u8 {
+        self.height
+    }
+    pub fn roots(&self) -> [BlockPtr; DIRECT_POINTERS] {
+        self.roots
+    }
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+    pub fn dirty_blocks(&self) -> u64 {
+        self.dirty.len() as u64
+    }
+    pub fn is_clean(&self) -> bool {
+        self.dirty.is_empty()
+    }
+    pub fn resident(&self) -> usize {
+        self.bufs.len()
+    }
+    pub fn is_resident(&self, key: Key) -> bool {
+        self.bufs.contains_key(&key)
+    }
+    /// Keys that came into memory since the last call.
+    pub fn take_arrived(&mut self) -> Vec<Key> {
+        core::mem::take(&mut self.arrived)
+    }
+
+    fn index_end(&self, level: u8) -> u64 {
+        if level > self.height { 0 } else { capacity(self.height - level) }
+    }
+
+    /// The pointer to a block; a hole beyond the tree.
+    pub fn ptr(&self, key: Key) -> Result<BlockPtr, TreeMiss> {
+        if key.index >= self.index_end(key.level) {
+            return Ok(BlockPtr::HOLE);
+        }
+        if key.level == self.height {
+            return Ok(usize::try_from(key.index).map_or(BlockPtr::HOLE, |i| self.roots[i]));
+        }
+        let parent = key.parent();
+        if let Some(buf) = self.bufs.get(&parent) {
+            return Ok(pointer_at(&buf.block, key.slot()));
+        }
+        let ptr = self.ptr(parent)?;
+        if ptr.is_hole() { Ok(BlockPtr::HOLE) } else { Err(TreeMiss { key: parent, ptr }) }
+    }
+
+    /// The block in memory, `None` for a hole.
+    pub fn get(&self, key: Key) -> Result<Option<Block>, TreeMiss> {
+        if let Some(buf) = self.bufs.get(&key) {
+            buf.hot.set(true);
+            return Ok(Some(buf.block.clone()));
+        }
+        let ptr = self.ptr(key)?;
+        if ptr.is_hole() { Ok(None) } else { Err(TreeMiss { key, ptr }) }
+    }
+
+    /// Like [`Self::get`], without the note that the block was used.
+    pub fn peek(&self, key: Key) -> Result<Option<&Block>, TreeMiss> {
+        if let Some(buf) = self.bufs.get(&key) {
+            return Ok(Some(&buf.block));
+        }
+        let ptr = self.ptr(key)?;
+        if ptr.is_hole() { Ok(None) } else { Err(TreeMiss { key, ptr }) }
+    }
+
+    /// Whether the block may be made dirty now: all its ancestors are in memory or are holes.
+    pub fn reachable(&self, key: Key) -> Result<(), TreeMiss> {
+        self.ptr(key).map(|_| ())
+    }
+
+    /// Takes a block that was read for `ptr`; ignored when the tree has moved on since.
+    pub fn insert_loaded(&mut self, key: Key, ptr: BlockPtr, block: Block) -> bool {
+        if self.bufs.contains_key(&key) || self.ptr(key) != Ok(ptr) {
+            return false;
+        }
+        let buf = Buf { block, dirty: false, hot: Cell::new(true), pinned_cp: CpCount::new(0) };
+        self.bufs.insert(key, buf);
+        self.arrived.push(key);
+        true
+    }
+
+    fn grow_for(&mut self, index: u64, dirtied: &mut Dirtied) {
+        while index >= capacity(self.height) {
+            assert!(self.height < HEIGHT_MAX, "block {index} is beyond any file");
+            let old = core::mem::replace(&mut self.roots, [BlockPtr::HOLE; DIRECT_POINTERS]);
+            self.height += 1;
+            if self.bufs.is_empty() && old.iter().all(BlockPtr::is_hole) {
+                continue;
+            }
+            let mut block = BlockMut::zeroed();
+            for (slot, ptr) in old.into_iter().enumerate() {
+                set_pointer_at(&mut block, slot, ptr);
+            }
+            self.add_dirty(Key { level: self.height, index: 0 }, block.freeze(), dirtied);
+        }
+    }
+
+    fn add_dirty(&mut self, key: Key, block: Block, dirtied: &mut Dirtied) {
+        let buf = Buf { block, dirty: true, hot: Cell::new(true), pinned_cp: CpCount::new(0) };
+        assert!(self.bufs.insert(key, buf).is_none(), "{key:?} is already in memory");
+        assert!(self.dirty.insert(key), "{key:?} is already dirty");
+        self.arrived.push(key);
+        self.blocks += 1;
+        dirtied.blocks += 1;
+        dirtied.fresh += 1;
+    }
+
+    /// Makes the ancestors of `key` present and dirty. They must be reachable.
+    fn dirty_ancestors(&mut self, key: Key, dirtied: &mut Dirtied) {
+        let mut at = key;
+        while at.level < self.height {
+            at = at.parent();
+            match self.bufs.get_mut(&at) {
+                Some(buf) if buf.dirty => return,
+                Some(buf) => {
+                    buf.dirty = true;
+                    self.dirty.insert(at);
+                    dirtied.blocks += 1;
+                }
+                None => {
+                    assert!(
+                        self.ptr(at).is_ok_and(|p| p.is_hole()),
+                        "{at:?} must be loaded before its children change"
+                    );
+                    self.add_dirty(at, Block::zero(), dirtied);
+                }
+            }
+        }
+    }
+
+    /// Puts a whole new block at `index` of the data level. It must be [`Self::reachable`].
+    pub fn put(&mut self, index: u64, block: Block) -> Dirtied {
+        let mut dirtied = Dirtied::default();
+        self.grow_for(index, &mut dirtied);
+        let key = Key::data(index);
+        if let Some(buf) = self.bufs.get_mut(&key) {
+            buf.block = block;
+            buf.hot.set(true);
+            if buf.dirty {
+                return dirtied;
+            }
+            buf.dirty = true;
+            self.dirty.insert(key);
+            dirtied.blocks += 1;
+        } else {
+            let placed = !matches!(self.ptr(key), Ok(p) if p.is_hole());
+            self.add_dirty(key, block, &mut dirtied);
+            if placed {
+                self.blocks -= 1;
+                dirtied.fresh -= 1;
+            }
+        }
+        self.dirty_ancestors(key, &mut dirtied);
+        dirtied
+    }
+
+    /// Changes a data block in place: it must be in memory, or a hole (then it starts as zeros).
+    pub fn edit(&mut self, index: u64, change: impl FnOnce(&mut [u8; 4096])) -> Dirtied {
+        let key = Key::data(index);
+        let mut dirtied = Dirtied::default();
+        self.grow_for(index, &mut dirtied);
+        if !self.bufs.contains_key(&key) {
+            assert!(
+                self.ptr(key).is_ok_and(|p| p.is_hole()),
+                "{key:?} must be loaded before it is changed in place"
+            );
+            self.add_dirty(key, Block::zero(), &mut dirtied);
+            self.dirty_ancestors(key, &mut dirtied);
+        }
+        if let Some(buf) = self.bufs.get_mut(&key) {
+            change(buf.block.make_mut());
+            buf.hot.set(true);
+            if !buf.dirty {
+                buf.dirty = true;
+                self.dirty.insert(key);
+                dirtied.blocks += 1;
+                self.dirty_ancestors(key, &mut dirtied);
+            }
+        }
+        dirtied
+    }
+
+    /// The lowest dirty key: the next one that a consistency point has to place.
+    pub fn first_dirty(&self) -> Option<Key> {
+        self.dirty.first().copied()
+    }
+    /// The lowest dirty key at or behind `from`.
+    pub fn dirty_from(&self, from: Key) -> Option<Key> {
+        self.dirty.range(from..).next().copied()
+    }
+    /// Dirty data blocks.
+    pub fn dirty_data(&self) -> impl Iterator<Item = u64> {
+        self.dirty.range(..Key { level: 1, index: 0 }).map(|k| k.index)
+    }
+    /// All dirty keys, lowest level first.
+    pub fn dirty_keys(&self) -> impl Iterator<Item = Key> {
+        self.dirty.iter().copied()
+    }
+
+    /// A dirty block's content and the pointer it replaces.
+    pub fn dirty_block(&self, key: Key) -> (Block, BlockPtr) {
+        let Some(buf) = self.bufs.get(&key) else { panic!("{key:?} is dirty, so in memory") };
+        assert!(buf.dirty, "{key:?} must be dirty to be placed");
+        let Ok(old) = self.ptr(key) else { panic!("the parent of dirty {key:?} is in memory") };
+        (buf.block.clone(), old)
+    }
+
+    /// Gives a dirty block its new place; it is clean from now on, and pinned until `cp` has
+    /// written it.
+    pub fn place(&mut self, key: Key, new: BlockPtr, cp: CpCount) {
+        let Some(buf) = self.bufs.get_mut(&key) else { panic!("{key:?} is dirty, so in memory") };
+        assert!(buf.dirty, "{key:?} must be dirty to be placed");
+        buf.dirty = false;
+        buf.pinned_cp = cp;
+        self.dirty.remove(&key);
+        self.set_ptr(key, new);
+    }
+
+    fn set_ptr(&mut self, key: Key, ptr: BlockPtr) {
+        if key.level == self.height {
+            match usize::try_from(key.index).ok().and_then(|i| self.roots.get_mut(i)) {
+                Some(root) => *root = ptr,
+                None => panic!("{key:?} is beyond the tree"),
+            }
+            return;
+        }
+        match self.bufs.get_mut(&key.parent()) {
+            Some(buf) if buf.dirty => set_pointer_at(buf.block.make_mut(), key.slot(), ptr),
+            _ => panic!("the parent of {key:?} must be dirty"),
+        }
+    }
+
+    /// Whether [`Self::cut`] at `first` may run: the blocks on the cut's edge are in memory.
+    pub fn cut_reachable(&self, first: u64) -> Result<(), TreeMiss> {
+        for level in (1..=self.height).rev() {
+            if first & span_mask(level) == 0 {
+                continue;
+            }
+            let key = Key { level, index: first >> (POINTERS_SHIFT * u32::from(level)) };
+            if key.index < self.index_end(level) {
+                self.peek(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts off every block from data block `first` on into a tree of its own.
+    ///
+    /// Data blocks in memory behind the cut are dropped. [`Self::cut_reachable`] must hold.
+    pub fn cut(&mut self, first: u64) -> (Tree, Dirtied, Dropped) {
+        let (mut dirtied, mut dropped) = (Dirtied::default(), Dropped::default());
+        let mut right = Tree { height: self.height, ..Tree::empty() };
+        let height = self.height;
+        if first >= capacity(height) {
+            return (right, dirtied, dropped);
+        }
+        self.cut_roots(first, &mut right);
+        for level in (1..=height).rev() {
+            if first & span_mask(level) != 0 {
+                self.cut_node(first, level, &mut right, &mut dirtied);
+            }
+        }
+        for level in (0..=height).rev() {
+            let edge = first >> (POINTERS_SHIFT * u32::from(level));
+            let start = if first & span_mask(level) == 0 { edge } else { edge + 1 };
+            let keys: Vec<Key> = self
+                .bufs
+                .range(Key { level, index: start }..Key { level: level + 1, index: 0 })
+                .map(|(k, _)| *k)
+                .collect();
+            for key in keys {
+                self.move_or_drop(key, &mut right, &mut dropped);
+            }
+        }
+        // What stays is known only for a file without holes: see docs/architecture.md.
+        let mut keep_max = 0;
+        for level in 0..=height {
+            let span = span_mask(level) + 1;
+            let nodes = first.div_ceil(span);
+            keep_max += if level == 0 || height > 0 { nodes } else { 0 };
+        }
+        let keep = if first == 0 { 0 } else { self.blocks.min(keep_max) };
+        right.blocks = self.blocks - keep;
+        self.blocks = keep;
+        (right, dirtied, dropped)
+    }
+
+    fn cut_roots(&mut self, first: u64, right: &mut Tree) {
+        let edge = first >> (POINTERS_SHIFT * u32::from(self.height));
+        let straddles = first & span_mask(self.height) != 0;
+        for (slot, root) in self.roots.iter_mut().enumerate() {
+            if slot as u64 > edge || (slot as u64 == edge && !straddles) {
+                right.roots[slot] = core::mem::take(root);
+            }
+        }
+    }
+
+    fn cut_node(&mut self, first: u64, level: u8, right: &mut Tree, dirtied: &mut Dirtied) {
+        let key = Key { level, index: first >> (POINTERS_SHIFT * u32::from(level)) };
+        if !self.bufs.contains_key(&key) {
+            assert!(self.ptr(key).is_ok_and(|p| p.is_hole()), "{key:?} lies on the cut");
+            return;
+        }
+        let child = Key { level: level - 1, index: first >> (POINTERS_SHIFT * u32::from(level - 1)) };
+        let child_straddles = first & span_mask(level - 1) != 0;
+        let from = child.slot() + usize::from(child_straddles);
+        self.dirty_ancestors(key, dirtied);
+        let Some(buf) = self.bufs.get_mut(&key) else { unreachable!("checked above") };
+        if !buf.dirty {
+            buf.dirty = true;
+            self.dirty.insert(key);
+            dirtied.blocks += 1;
+        }
+        let mut cut_off = BlockMut::zeroed();
+        let left = buf.block.make_mut();
+        cut_off[from * 16..].copy_from_slice(&left[from * 16..]);
+        left[from * 16..].fill(0);
+        right.add_dirty(key, cut_off.freeze(), dirtied);
+        right.blocks = 0;
+    }
+
+    fn move_or_drop(&mut self, key: Key, right: &mut Tree, dropped: &mut Dropped) {
+        let Some(buf) = self.bufs.remove(&key) else { return };
+        let was_dirty = self.dirty.remove(&key);
+        if key.level == 0 {
+            if was_dirty {
+                dropped.dirty += 1;
+                let placed = match right.ptr(key) {
+                    Ok(ptr) => !ptr.is_hole(),
+                    Err(_) => true,
+                };
+                dropped.fresh += u64::from(!placed);
+            }
+            return;
+        }
+        if was_dirty {
+            right.dirty.insert(key);
+        }
+        right.bufs.insert(key, buf);
+        right.arrived.push(key);
+    }
+
+    /// Whether the children of a node exist: by pointer or in memory.
+    fn last_child(&self, key: Key) -> Result<Option<Key>, TreeMiss> {
+        let Some(block) = self.peek(key)? else { return Ok(None) };
+        let base = key.index << POINTERS_SHIFT;
+        for slot in (0..POINTERS_PER_BLOCK).rev() {
+            let child = Key { level: key.level - 1, index: base + slot as u64 };
+            if !pointer_at(block, slot).is_hole() || self.bufs.contains_key(&child) {
+                return Ok(Some(child));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Frees the last part of a tree that nobody reads any more: one bottom node and its data
+    /// blocks, into `freed`.
+    pub fn reap(&mut self, freed: &mut Vec<BlockPtr>) -> Result<(Reaped, Dirtied, Dropped), TreeMiss> {
+        let (mut dirtied, mut dropped) = (Dirtied::default(), Dropped::default());
+        let top = (0..DIRECT_POINTERS).rev().map(|i| Key { level: self.height, index: i as u64 });
+        let mut found = None;
+        for key in top {
+            if !self.ptr(key)?.is_hole() || self.bufs.contains_key(&key) {
+                found = Some(key);
+                break;
+            }
+        }
+        let Some(mut key) = found else {
+            self.blocks = 0;
+            return Ok((Reaped::Empty, dirtied, dropped));
+        };
+        while key.level > 1 {
+            match self.last_child(key)? {
+                Some(child) => key = child,
+                None => break,
+            }
+        }
+        if key.level == 1 {
+            if let Some(block) = self.peek(key)? {
+                let children: Vec<BlockPtr> =
+                    (0..POINTERS_PER_BLOCK).map(|s| pointer_at(block, s)).collect();
+                freed.extend(children.into_iter().filter(|p| !p.is_hole()));
+            }
+            let base = key.index << POINTERS_SHIFT;
+            for slot in 0..POINTERS_PER_BLOCK as u64 {
+                self.drop_buf(Key::data(base + slot), &mut dropped);
+            }
+        }
+        let own = self.ptr(key)?;
+        if !own.is_hole() {
+            freed.push(own);
+        }
+        self.drop_buf(key, &mut dropped);
+        self.dirty_ancestors(key, &mut dirtied);
+        if key.level == self.height || self.bufs.contains_key(&key.parent()) {
+            self.set_ptr(key, BlockPtr::HOLE);
+        }
+        self.blocks = self.blocks.saturating_sub(freed.len() as u64);
+        Ok((Reaped::More, dirtied, dropped))
+    }
+
+    fn drop_buf(&mut self, key: Key, dropped: &mut Dropped) {
+        if self.bufs.remove(&key).is_some() && self.dirty.remove(&key) {
+            dropped.dirty += 1;
+            let placed = !matches!(self.ptr(key), Ok(p) if p.is_hole());
+            dropped.fresh += u64::from(!placed);
+        }
+    }
+
+    /// Whether [`Self::punch`] may run on data blocks `first..end`.
+    pub fn punch_reachable(&self, first: u64, end: u64) -> Result<(), TreeMiss> {
+        let end = end.min(capacity(self.height));
+        let mut at = first;
+        while at < end {
+            self.reachable(Key::data(at))?;
+            at = (at | span_mask(1)) + 1;
+        }
+        Ok(())
+    }
+
+    /// Makes data blocks `first..end` holes.
+    pub fn punch(&mut self, first: u64, end: u64, freed: &mut Vec<BlockPtr>) -> (Dirtied, Dropped) {
+        let (mut dirtied, mut dropped) = (Dirtied::default(), Dropped::default());
+        let end = end.min(capacity(self.height));
+        for index in first..end {
+            let key = Key::data(index);
+            let Ok(ptr) = self.ptr(key) else { panic!("{key:?} must be reachable to be punched") };
+            let before = dropped.fresh;
+            self.drop_buf(key, &mut dropped);
+            self.blocks = self.blocks.saturating_sub(dropped.fresh - before);
+            if !ptr.is_hole() {
+                self.dirty_ancestors(key, &mut dirtied);
+                self.set_ptr(key, BlockPtr::HOLE);
+                freed.push(ptr);
+                self.blocks = self.blocks.saturating_sub(1);
+            }
+        }
+        (dirtied, dropped)
+    }
+
+    /// Offers a block to the cache's clock: whether it was removed from memory.
+    pub fn evict(&mut self, key: Key, written: CpCount) -> Evicted {
+        match self.bufs.get_mut(&key) {
+            None => Evicted::Gone,
+            Some(buf) if buf.dirty || buf.pinned_cp > written => Evicted::Busy,
+            Some(buf) if buf.hot.get() => {
+                buf.hot.set(false);
+                Evicted::Busy
+            }
+            Some(_) => {
+                self.bufs.remove(&key);
+                Evicted::Removed
+            }
+        }
+    }
+
+    /// Whether any buffer waits to be written by a CP after `written`.
+    pub fn is_pinned(&self, written: CpCount) -> bool {
+        self.bufs.values().any(|b| b.pinned_cp > written)
+    }
+}
+
+/// Answer of [`Tree::evict`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Evicted {
+    /// It is not in memory any more.
+    Gone,
+    /// It must stay, or was used lately.
+    Busy,
+    /// It was removed now.
+    Removed,
+}
