@@ -1,0 +1,388 @@
+//! The log as the storage manager holds it, and its writer task.
+//!
+//! Layer: inside `cairn-wafl-nvlog`, on top of the state machine. One lock guards the state; it
+//! is never held while anything waits.
+//!
+//! # Start
+//! ```text
+//! recover ──► replay ──► Nvlog::open ──► commit a root with position() ──► begin().await
+//! ```
+//! Nothing is written before `begin`, so what was recovered stays readable until the root that
+//! contains its effects is committed. That root says "not opened yet"; a second commit after
+//! `begin` (or the first ordinary one) makes the loss of all copies detectable.
+
+use core::future::Future;
+use core::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cairn_raid_api::{LogAreaError, LogStore};
+use cairn_sys::{BoxFuture, World};
+use cairn_units::{AggregateUuid, Blocks, Lsn};
+use tokio::sync::{Notify, watch};
+
+use crate::format::{LogId, encode};
+use crate::join::JoinAll;
+use crate::recover::Recovered;
+use crate::state::{CopyResults, LogStatus, Round, State, SwitchReason};
+use crate::{
+    COPIES_MAX, HALF_BLOCKS_MIN, HalfToken, LogError, LogPosition, Record, ReserveError,
+    SwitchError,
+};
+
+/// How to run the log.
+#[derive(Clone, Copy, Debug)]
+pub struct NvlogOptions {
+    /// The aggregate that it belongs to.
+    pub aggregate: AggregateUuid,
+    /// Copies to keep, 1..=[`COPIES_MAX`]; fewer are kept when there are fewer healthy areas.
+    pub copies: usize,
+    /// The number of the next record: above all that were recovered or are in the root record.
+    pub next_lsn: Lsn,
+}
+
+/// The NV log of one aggregate. Dropping it stops the writer after the round under way.
+pub struct Nvlog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn LogStore>,
+    log: LogId,
+    copies: usize,
+    state: Mutex<State>,
+    /// There may be something to write.
+    work: Notify,
+    /// Room, phase or need may have changed.
+    changed: Notify,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Clone, Debug)]
+struct Progress {
+    durable: Lsn,
+    failed: Option<LogError>,
+}
+
+/// Room in the log that is set aside; what is not used goes back when it is dropped.
+pub struct Reservation {
+    shared: Arc<Shared>,
+    blocks: Blocks,
+}
+
+impl Reservation {
+    /// Worst-case blocks left.
+    pub fn blocks(&self) -> Blocks {
+        self.blocks
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.blocks > Blocks::new(0) {
+            self.shared.lock().unreserve(self.blocks);
+            self.shared.changed.notify_waiters();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        match self.state.lock() {
+            Ok(state) => state,
+            // A broken invariant panicked half-way through a change: nothing may be acknowledged.
+            Err(poisoned) => {
+                let mut state = poisoned.into_inner();
+                state.fail(LogError::Stopped);
+                state
+            }
+        }
+    }
+
+    /// Tells everybody who waits how the state is now.
+    fn publish(&self) {
+        let (durable, failed) = {
+            let state = self.lock();
+            (state.durable(), state.failed().cloned())
+        };
+        self.progress.send_replace(Progress { durable, failed });
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until `ready` gives something; it is asked after every change.
+    async fn wait<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T> + Send) -> T {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Registered before the state is looked at, so that no change slips through between.
+            let _already = changed.as_mut().enable();
+            if let Some(value) = ready(&mut self.lock()) {
+                return value;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Nvlog {
+    /// A log on the areas of `store`, numbered on from `recovered`. Writes nothing; see the module
+    /// for what comes before [`Self::begin`].
+    ///
+    /// # Errors
+    /// [`SwitchError::AreaTooSmall`].
+    ///
+    /// # Panics
+    /// When `options.copies` is out of range or `options.next_lsn` is not above the recovered
+    /// records: a fault of the caller.
+    pub fn open(
+        world: &World,
+        store: Arc<dyn LogStore>,
+        options: NvlogOptions,
+        recovered: &Recovered,
+    ) -> Result<Self, SwitchError> {
+        assert!((1..=COPIES_MAX).contains(&options.copies), "1 to {COPIES_MAX} copies");
+        assert!(options.next_lsn >= recovered.next_lsn(), "record numbers never come again");
+        let area_blocks = store.area_blocks();
+        if area_blocks.get() / 2 < HALF_BLOCKS_MIN {
+            return Err(SwitchError::AreaTooSmall(area_blocks));
+        }
+        let epoch = world.entropy.next_u64();
+        let state = State::new(epoch, area_blocks, recovered.next_half(), options.next_lsn);
+        let progress = Progress { durable: state.durable(), failed: None };
+        let shared = Arc::new(Shared {
+            store,
+            log: LogId { aggregate: options.aggregate, epoch },
+            copies: options.copies,
+            state: Mutex::new(state),
+            work: Notify::new(),
+            changed: Notify::new(),
+            progress: watch::Sender::new(progress),
+        });
+        world.spawn.spawn("nvlog writer", Box::pin(write_rounds(shared.clone())));
+        Ok(Self { shared })
+    }
+
+    /// What the next root record says about the log (see [`Self::settle`] for the ordinary case).
+    pub fn position(&self) -> LogPosition {
+        self.shared.lock().position()
+    }
+
+    /// Opens the first half; a root record with [`Self::position`] is committed. From here on
+    /// there is room.
+    ///
+    /// # Errors
+    /// No area can be written; the log failed.
+    ///
+    /// # Panics
+    /// When it has begun already.
+    pub async fn begin(&self) -> Result<HalfToken, SwitchError> {
+        assert!(!self.shared.lock().has_begun(), "a log begins once");
+        let half = self.open_next()?;
+        let shared = &self.shared;
+        shared
+            .wait(|state| match state.failed() {
+                Some(failed) => Some(Err(failed.clone().into())),
+                None => state.is_announced().then_some(Ok(half)),
+            })
+            .await
+    }
+
+    fn open_next(&self) -> Result<HalfToken, SwitchError> {
+        self.shared.lock().may_switch()?;
+        // Not under the lock: the store has locks of its own.
+        let copies = self.shared.store.choose(self.shared.copies);
+        if copies.is_empty() {
+            return Err(SwitchError::NoLogDevice);
+        }
+        let mut state = self.shared.lock();
+        state.may_switch()?;
+        let half = state.open_half(copies);
+        drop(state);
+        self.shared.work.notify_one();
+        self.shared.changed.notify_waiters();
+        Ok(half)
+    }
+
+    /// The newest half.
+    pub fn current(&self) -> HalfToken {
+        self.shared.lock().current()
+    }
+
+    /// Largest reservation that a half can ever give; larger operations must be split.
+    pub fn capacity(&self) -> Blocks {
+        self.shared.lock().capacity()
+    }
+
+    /// Worst-case blocks that could be reserved now.
+    pub fn room(&self) -> Blocks {
+        self.shared.lock().room()
+    }
+
+    /// Sets room aside (see [`crate::record_blocks`]), `None` when there is too little now.
+    ///
+    /// # Errors
+    /// More than a half holds; the log failed.
+    pub fn reserve(&self, blocks: Blocks) -> Result<Option<Reservation>, ReserveError> {
+        let mut state = self.shared.lock();
+        let granted = state.reserve(blocks)?;
+        let wanted = state.wants_switch().is_some();
+        drop(state);
+        if wanted {
+            self.shared.changed.notify_waiters();
+        }
+        Ok(granted.then(|| Reservation { shared: self.shared.clone(), blocks }))
+    }
+
+    /// Sets room aside, waits for it if need be.
+    ///
+    /// # Errors
+    /// More than a half holds; the log failed.
+    pub async fn reserve_or_wait(&self, blocks: Blocks) -> Result<Reservation, ReserveError> {
+        if let Some(reservation) = self.reserve(blocks)? {
+            return Ok(reservation);
+        }
+        let shared = &self.shared;
+        shared
+            .wait(|state| match state.reserve(blocks) {
+                Ok(false) => None,
+                Ok(true) => Some(Ok(Reservation { shared: shared.clone(), blocks })),
+                Err(error) => Some(Err(error)),
+            })
+            .await
+    }
+
+    /// Appends a record to `half`, with room from `reservation`. Does not wait and cannot fail;
+    /// the record is stable when [`Self::durable`] says so.
+    ///
+    /// # Panics
+    /// When the reservation is too small, the record too large, or the half not open: broken
+    /// invariants of the caller.
+    pub fn append(&self, half: HalfToken, reservation: &mut Reservation, record: Record) -> Lsn {
+        assert!(Arc::ptr_eq(&self.shared, &reservation.shared), "a reservation in this log");
+        let lsn = self.shared.lock().append(half, &mut reservation.blocks, record);
+        self.shared.work.notify_one();
+        lsn
+    }
+
+    /// Completes when all records up to `lsn` are stable on all live copies.
+    ///
+    /// # Errors
+    /// The log failed: this and everything not yet acknowledged never will be.
+    pub fn durable(&self, lsn: Lsn) -> impl Future<Output = Result<(), LogError>> + Send + 'static {
+        let mut progress = self.shared.progress.subscribe();
+        async move {
+            let reached = progress.wait_for(|p| p.durable >= lsn || p.failed.is_some()).await;
+            match reached {
+                Ok(p) if p.durable >= lsn => Ok(()),
+                Ok(p) => Err(p.failed.clone().unwrap_or(LogError::Stopped)),
+                Err(_) => Err(LogError::Stopped),
+            }
+        }
+    }
+
+    /// Opens the next half on fresh areas: the storage manager's freeze begins. Both halves are
+    /// open until [`Self::close_half`].
+    ///
+    /// # Errors
+    /// The other half is still in use; no area can be written; the log failed.
+    pub fn switch_half(&self) -> Result<HalfToken, SwitchError> {
+        self.open_next()
+    }
+
+    /// All volumes are frozen: nobody appends to `old` any more.
+    ///
+    /// # Panics
+    /// When `old` is the newest half or not in use.
+    pub fn close_half(&self, old: HalfToken) {
+        self.shared.lock().close_half(old);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Waits until all records of the closed half `old` are stable and its successor can be found
+    /// after a crash; gives the position for the root record that does not need `old` any more.
+    ///
+    /// # Errors
+    /// The log failed.
+    pub async fn settle(&self, old: HalfToken) -> Result<LogPosition, LogError> {
+        self.shared
+            .wait(|state| match state.failed() {
+                Some(failed) => Some(Err(failed.clone())),
+                None => state.is_settled(old).then(|| Ok(state.position())),
+            })
+            .await
+    }
+
+    /// The root record with [`Self::settle`]'s position is committed: the slot of `old` is free.
+    ///
+    /// # Panics
+    /// When `old` was not closed and settled.
+    pub fn release_half(&self, old: HalfToken) {
+        self.shared.lock().release_half(old);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Completes when a consistency point should be started to switch halves, at once if it is
+    /// due already.
+    ///
+    /// # Errors
+    /// The log failed.
+    pub async fn wants_switch(&self) -> Result<SwitchReason, LogError> {
+        self.shared
+            .wait(|state| match state.failed() {
+                Some(failed) => Some(Err(failed.clone())),
+                None => state.wants_switch().map(Ok),
+            })
+            .await
+    }
+
+    /// How the log is.
+    pub fn status(&self) -> LogStatus {
+        self.shared.lock().status()
+    }
+
+    /// Stops: nothing is acknowledged from here on. The storage manager drains first.
+    pub fn stop(&self) {
+        self.shared.lock().fail(LogError::Stopped);
+        self.shared.publish();
+        self.shared.work.notify_one();
+    }
+}
+
+impl Drop for Nvlog {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The writer task: one round at a time, until the log fails or is stopped.
+async fn write_rounds(shared: Arc<Shared>) {
+    loop {
+        let (round, failed) = {
+            let mut state = shared.lock();
+            (state.next_round(), state.failed().cloned())
+        };
+        if let Some(failed) = failed {
+            tracing::info!(%failed, "the log's writer ends");
+            return;
+        }
+        let Some(round) = round else {
+            shared.work.notified().await;
+            continue;
+        };
+        let results = write_round(&shared, &round).await;
+        shared.lock().complete(&round, &results);
+        shared.publish();
+    }
+}
+
+/// Writes all batches of a round to all their copies at once.
+async fn write_round(shared: &Shared, round: &Round) -> Vec<CopyResults> {
+    let mut writes: Vec<BoxFuture<Result<(), LogAreaError>>> = Vec::new();
+    for batch in &round.batches {
+        let blocks = encode(shared.log, &batch.head, &batch.records);
+        for area in &batch.areas {
+            writes.push(shared.store.write_stable(*area, batch.area_block, blocks.clone()));
+        }
+    }
+    let mut results = JoinAll::new(writes).await.into_iter();
+    let of_batch = |areas: usize| results.by_ref().take(areas).collect();
+    round.batches.iter().map(|batch| batch.areas.len()).map(of_batch).collect()
+}

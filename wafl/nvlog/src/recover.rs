@@ -1,0 +1,406 @@
+//! Recovery: reads back what the log holds after a start, from whichever copies there are.
+//!
+//! Layer: inside `cairn-wafl-nvlog`, above the format. Writes nothing; may be run any number of
+//! times with the same result. Its cost depends on the size of the log only. Memory: the records
+//! of two halves at most.
+//!
+//! A chain of batches is read for the half that the root record names, and for its successor when
+//! the chain names one. Each batch, and each block of it, is taken from whichever copy is whole.
+//! Where no copy is, everything behind is searched for a later batch of the same half: without
+//! one it is the torn tail, with one it is damage and recovery fails.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_sys::Block;
+use cairn_units::{AggregateUuid, Lsn};
+
+use crate::format::{BatchHead, Decoded, LogId, decode_descriptors, decode_header};
+use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
+
+/// Blocks read at once while searching.
+const SEARCH_BLOCKS: u64 = 256;
+/// Findings that are kept.
+const FINDINGS_MAX: usize = 1000;
+
+/// Something that recovery noticed and coped with; for the administrator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogFinding {
+    /// Part of an area could not be read.
+    Unreadable(LogAreaError),
+    /// A batch was damaged in one copy and taken from another.
+    Mended {
+        /// Which half.
+        half: u64,
+        /// Which batch.
+        batch: u32,
+        /// The damaged copy.
+        area: LogAreaId,
+    },
+    /// A batch that was never acknowledged was left out: the normal end after a crash.
+    TornTail {
+        /// Which half.
+        half: u64,
+        /// Which batch.
+        batch: u32,
+    },
+    /// Fewer copies of a half were found than were written last. If another copy lived longer
+    /// than these, records that only it held are missing.
+    CopyMissing {
+        /// Which half.
+        half: u64,
+        /// Copies that the last batch was written to.
+        written: u32,
+        /// Copies found.
+        found: u32,
+    },
+}
+
+/// Why the log could not be recovered. Starting without it would lose acknowledged operations.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// A half that holds, or may hold, acknowledged records is on no area that can be read.
+    #[error("NV log: half {half} is missing on all {areas} areas that can be read")]
+    HalfMissing {
+        /// Which half.
+        half: u64,
+        /// Areas that were looked at.
+        areas: usize,
+    },
+    /// A batch that was stable is damaged in every copy.
+    #[error("NV log: batch {batch} of half {half} is damaged in every copy")]
+    Damaged {
+        /// Which half.
+        half: u64,
+        /// First batch that is damaged.
+        batch: u32,
+    },
+    /// The records of a checked log contradict each other.
+    #[error("NV log: record {0:?} is there twice")]
+    Order(Lsn),
+}
+
+/// What recovery found.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Records in order. The caller leaves out those that a volume's root already contains.
+    pub records: Vec<RecoveredRecord>,
+    /// What was noticed on the way.
+    pub findings: Vec<LogFinding>,
+    next_half: u64,
+}
+
+impl Recovered {
+    /// The first number above all recovered records.
+    pub fn next_lsn(&self) -> Lsn {
+        self.records.last().map_or(Lsn::new(1), |last| last.lsn.plus(1))
+    }
+    pub(crate) fn next_half(&self) -> u64 {
+        self.next_half
+    }
+}
+
+/// Reads the log back. `position` is what the committed root record says; `None` on an aggregate
+/// without one, where nothing was ever acknowledged.
+///
+/// # Errors
+/// The log holds, or must have held, records that cannot be read: see [`RecoverError`].
+pub async fn recover(
+    store: Arc<dyn LogStore>,
+    aggregate: AggregateUuid,
+    position: Option<LogPosition>,
+) -> Result<Recovered, RecoverError> {
+    let Some(position) = position else {
+        return Ok(Recovered { records: Vec::new(), findings: Vec::new(), next_half: 1 });
+    };
+    let log = LogId { aggregate, epoch: position.epoch };
+    let half_blocks = (store.area_blocks().get() / 2).min(u64::from(u32::MAX));
+    let areas = store.areas();
+    let mut reader = Reader { store, log, areas, half_blocks, findings: Vec::new() };
+    let mut chains = BTreeMap::new();
+    let first = reader.chain(position.half).await?;
+    if first.batches.is_empty() && position.opened {
+        return Err(reader.missing(position.half));
+    }
+    let named = first.batches.iter().any(|batch| batch.head.successor);
+    chains.insert(position.half, first);
+    let mut last_half = position.half;
+    if named {
+        last_half = position.half.saturating_add(1);
+        let second = reader.chain(last_half).await?;
+        if second.batches.is_empty() {
+            return Err(reader.missing(last_half));
+        }
+        chains.insert(last_half, second);
+    }
+    reader.drop_torn_round(&mut chains)?;
+    let mut records: Vec<RecoveredRecord> = chains
+        .into_values()
+        .flat_map(|chain| chain.batches)
+        .flat_map(|batch| batch.records)
+        .collect();
+    records.sort_by_key(|record| record.lsn);
+    if let Some(twice) = records.windows(2).find(|pair| pair[0].lsn == pair[1].lsn) {
+        return Err(RecoverError::Order(twice[0].lsn));
+    }
+    // Its slot is that of the half not needed most recently; with both needed, nothing is
+    // overwritten before the next root is committed.
+    let next_half = last_half.saturating_add(1);
+    Ok(Recovered { records, findings: reader.findings, next_half })
+}
+
+struct Chain {
+    batches: Vec<Batch>,
+}
+
+struct Batch {
+    head: BatchHead,
+    records: Vec<RecoveredRecord>,
+}
+
+struct Reader {
+    store: Arc<dyn LogStore>,
+    log: LogId,
+    areas: Vec<LogAreaId>,
+    half_blocks: u64,
+    findings: Vec<LogFinding>,
+}
+
+impl Reader {
+    fn found(&mut self, finding: LogFinding) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(finding);
+        }
+    }
+
+    fn missing(&self, half: u64) -> RecoverError {
+        RecoverError::HalfMissing { half, areas: self.areas.len() }
+    }
+
+    async fn read(
+        &mut self,
+        area: LogAreaId,
+        half: u64,
+        at: u64,
+        count: u64,
+    ) -> Option<Vec<Block>> {
+        let count_blocks = usize::try_from(count).ok()?;
+        if at.checked_add(count)? > self.half_blocks {
+            return None;
+        }
+        let base = (half % 2) * self.half_blocks;
+        match self.store.read(area, base + at, count_blocks).await {
+            Ok(blocks) if blocks.len() == count_blocks => Some(blocks),
+            Ok(_) => None,
+            Err(error) => {
+                let finding = LogFinding::Unreadable(error);
+                if !self.findings.contains(&finding) {
+                    self.found(finding);
+                }
+                None
+            }
+        }
+    }
+
+    /// The header at `at` of `area`, if it is that of batch `batch` of `half`.
+    async fn header(&mut self, area: LogAreaId, half: u64, batch: u32, at: u64) -> Option<Decoded> {
+        let blocks = self.read(area, half, at, 1).await?;
+        let decoded = decode_header(self.log, blocks.first()?)?;
+        let head = &decoded.head;
+        let right = head.half == half && head.batch == batch && u64::from(head.at) == at;
+        right.then_some(decoded)
+    }
+
+    /// Reads the whole chain of a half; empty when no area has its first batch.
+    async fn chain(&mut self, half: u64) -> Result<Chain, RecoverError> {
+        let mut batches: Vec<Batch> = Vec::new();
+        let (mut at, mut number, mut torn) = (0u64, 0u32, false);
+        // Areas that had a batch of this half; the others are not asked again.
+        let mut copies = self.areas.clone();
+        loop {
+            let mut holders = Vec::new();
+            for area in copies.clone() {
+                if let Some(decoded) = self.header(area, half, number, at).await {
+                    holders.push((area, decoded));
+                }
+            }
+            let read = self.batch(half, at, &holders, &copies, number).await;
+            let Some((batch, blocks)) = read else {
+                torn = !holders.is_empty();
+                break;
+            };
+            if number == 0 {
+                copies.retain(|area| holders.iter().any(|(holder, _)| holder == area));
+                copies.extend(self.late_copies(half, at + blocks, &copies).await);
+            }
+            batches.push(batch);
+            at += blocks;
+            number = number.saturating_add(1);
+        }
+        if self.later_batch(half, at, number, &copies).await {
+            return Err(RecoverError::Damaged { half, batch: number });
+        }
+        if torn {
+            self.found(LogFinding::TornTail { half, batch: number });
+        }
+        if let Some(last) = batches.last() {
+            let (written, found) =
+                (last.head.copies, u32::try_from(copies.len()).unwrap_or(u32::MAX));
+            if found < written {
+                self.found(LogFinding::CopyMissing { half, written, found });
+            }
+        }
+        Ok(Chain { batches })
+    }
+
+    /// Areas whose first batch is damaged but which have the second one: copies as well.
+    async fn late_copies(
+        &mut self,
+        half: u64,
+        second_at: u64,
+        known: &[LogAreaId],
+    ) -> Vec<LogAreaId> {
+        let mut late = Vec::new();
+        for area in self.areas.clone() {
+            if !known.contains(&area) && self.header(area, half, 1, second_at).await.is_some() {
+                self.found(LogFinding::Mended { half, batch: 0, area });
+                late.push(area);
+            }
+        }
+        late
+    }
+
+    /// Reads one batch, block by block from whichever of its holders is whole.
+    async fn batch(
+        &mut self,
+        half: u64,
+        at: u64,
+        holders: &[(LogAreaId, Decoded)],
+        copies: &[LogAreaId],
+        number: u32,
+    ) -> Option<(Batch, u64)> {
+        for (area, decoded) in holders {
+            let blocks = decoded.blocks as u64;
+            let content = match self.read(*area, half, at, blocks).await {
+                Some(content) => content,
+                None => self.read_singly(*area, half, at, blocks).await,
+            };
+            let Some(descriptors) = decode_descriptors(decoded, &content) else { continue };
+            let mut payload = content.into_iter().skip(decoded.descriptor_blocks);
+            let mut place = at + decoded.descriptor_blocks as u64;
+            let mut records = Vec::with_capacity(descriptors.len());
+            for descriptor in descriptors {
+                let mut whole = Vec::with_capacity(descriptor.payload.len());
+                for crc in &descriptor.payload {
+                    let block = payload.next()?;
+                    if crc32fast::hash(&block[..]) == crc.get() {
+                        whole.push(block);
+                    } else {
+                        whole.push(self.other_copy(half, place, crc.get(), holders).await?);
+                        self.found(LogFinding::Mended { half, batch: number, area: *area });
+                    }
+                    place += 1;
+                }
+                records.push(descriptor.with_payload(whole));
+            }
+            // Fewer holders than it was written to: the rest is damaged (or gone), not dropped.
+            if number > 0 && holders.len() < usize::try_from(decoded.head.copies).unwrap_or(0) {
+                for damaged in copies {
+                    if !holders.iter().any(|(holder, _)| holder == damaged) {
+                        self.found(LogFinding::Mended { half, batch: number, area: *damaged });
+                    }
+                }
+            }
+            return Some((Batch { head: decoded.head, records }, blocks));
+        }
+        None
+    }
+
+    /// Reads block by block what cannot be read at once; zeros stand for what is unreadable.
+    async fn read_singly(&mut self, area: LogAreaId, half: u64, at: u64, count: u64) -> Vec<Block> {
+        let mut out = Vec::new();
+        for block in 0..count {
+            let read = self.read(area, half, at + block, 1).await;
+            out.push(read.and_then(|blocks| blocks.into_iter().next()).unwrap_or_else(Block::zero));
+        }
+        out
+    }
+
+    /// A payload block with checksum `crc` at `place` of any holder.
+    async fn other_copy(
+        &mut self,
+        half: u64,
+        place: u64,
+        crc: u32,
+        holders: &[(LogAreaId, Decoded)],
+    ) -> Option<Block> {
+        for (area, _) in holders {
+            let Some(blocks) = self.read(*area, half, place, 1).await else { continue };
+            let block = blocks.into_iter().next()?;
+            if crc32fast::hash(&block[..]) == crc {
+                return Some(block);
+            }
+        }
+        None
+    }
+
+    /// Whether any of `areas` has a batch of `half` with a number above `batch` behind `at`.
+    async fn later_batch(&mut self, half: u64, at: u64, batch: u32, areas: &[LogAreaId]) -> bool {
+        for area in areas {
+            let mut from = at.saturating_add(1);
+            while from < self.half_blocks {
+                let count = SEARCH_BLOCKS.min(self.half_blocks - from);
+                let blocks = match self.read(*area, half, from, count).await {
+                    Some(blocks) => blocks,
+                    None => self.read_singly(*area, half, from, count).await,
+                };
+                for (block, place) in blocks.iter().zip(from..) {
+                    let later = decode_header(self.log, block).is_some_and(|found| {
+                        found.head.half == half
+                            && found.head.batch > batch
+                            && u64::from(found.head.at) == place
+                    });
+                    if later {
+                        return true;
+                    }
+                }
+                from += count;
+            }
+        }
+        false
+    }
+
+    /// Checks the chains against each other, and drops the last round when it is not whole.
+    fn drop_torn_round(&mut self, chains: &mut BTreeMap<u64, Chain>) -> Result<(), RecoverError> {
+        let length = |chains: &BTreeMap<u64, Chain>, half: u64| {
+            chains.get(&half).map(|c| u32::try_from(c.batches.len()).unwrap_or(u32::MAX))
+        };
+        let last_round = chains.values().flat_map(|c| &c.batches).map(|b| b.head.round).max();
+        let mut torn = Vec::new();
+        for (half, chain) in chains.iter() {
+            for batch in &chain.batches {
+                let Some(other) = batch.head.other else { continue };
+                let Some(there) = length(chains, other.half) else { continue };
+                if there < other.batches {
+                    return Err(RecoverError::Damaged { half: other.half, batch: there });
+                }
+                if other.peer && there == other.batches {
+                    if Some(batch.head.round) != last_round {
+                        return Err(RecoverError::Damaged { half: other.half, batch: there });
+                    }
+                    torn.push((*half, batch.head.batch));
+                }
+            }
+        }
+        for (half, batch) in torn {
+            self.found(LogFinding::TornTail { half, batch });
+            if let Some(chain) = chains.get_mut(&half) {
+                chain.batches.retain(|b| b.head.batch != batch);
+            }
+        }
+        Ok(())
+    }
+}
+
+const _: () = assert!(SEARCH_BLOCKS <= BATCH_BLOCKS_MAX as u64);

@@ -1,0 +1,514 @@
+//! The log's state machine: numbers, room, halves, rounds. Pure: no I/O, no waiting.
+//!
+//! Layer: inside `cairn-wafl-nvlog`, below the writer task, which takes a [`Round`] from
+//! [`State::next_round`], writes it, and gives the results to [`State::complete`].
+
+use std::collections::{BTreeMap, VecDeque};
+
+use cairn_raid_api::{LogAreaError, LogAreaId};
+use cairn_units::{Blocks, Lsn};
+
+use crate::format::{BatchHead, OtherHalf, batch_blocks, record_bytes};
+use crate::{
+    BATCH_BLOCKS_MAX, BATCH_RECORDS_MAX, HalfToken, LogError, LogPosition, Record, ReserveError,
+    SWITCH_PERCENT, SwitchError, record_blocks,
+};
+
+/// Blocks of a half that no record may use: its opening batch, and the note of its successor.
+const OVERHEAD_BLOCKS: u64 = 2;
+
+/// Why the storage manager should start a consistency point and switch halves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SwitchReason {
+    /// More than [`SWITCH_PERCENT`] of the half is used or reserved.
+    Filling,
+    /// A copy failed; the next half is put on healthy areas.
+    CopyLost,
+}
+
+/// One half, for status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HalfStatus {
+    /// Its number.
+    pub half: HalfToken,
+    /// Areas that hold it and work.
+    pub copies: Vec<LogAreaId>,
+    /// Areas that were dropped, and why.
+    pub lost: Vec<(LogAreaId, LogAreaError)>,
+    /// Blocks written.
+    pub written: Blocks,
+    /// Blocks that records wait to be written to, at worst.
+    pub pending: Blocks,
+    /// Whether records may still be appended to it.
+    pub open: bool,
+}
+
+/// What the log has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogCounters {
+    /// Records made stable.
+    pub records: u64,
+    /// Rounds: device writes as a waiting client sees them.
+    pub rounds: u64,
+    /// Batches, each once however many copies it has.
+    pub batches: u64,
+    /// Blocks in them.
+    pub blocks: u64,
+}
+
+/// The log, for status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogStatus {
+    /// Halves in use, the older first.
+    pub halves: Vec<HalfStatus>,
+    /// Blocks that records may use in a half.
+    pub capacity: Blocks,
+    /// Blocks reserved and not yet appended.
+    pub reserved: Blocks,
+    /// All records up to this one are stable.
+    pub durable: Lsn,
+    /// The last record appended.
+    pub appended: Lsn,
+    /// Why the log stopped, if it did.
+    pub failed: Option<LogError>,
+    /// Counters.
+    pub counters: LogCounters,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// Its opening batch is not written.
+    Unopened,
+    /// The opening batch is stable; the predecessor has not named it yet.
+    Opened,
+    /// The predecessor (or a root record) names it.
+    Announced,
+}
+
+struct Half {
+    phase: Phase,
+    closed: bool,
+    copies: Vec<LogAreaId>,
+    lost: Vec<(LogAreaId, LogAreaError)>,
+    next_block: u32,
+    next_batch: u32,
+    named_successor: bool,
+    /// Worst-case blocks of records queued or being written.
+    pending: u64,
+    pending_records: u64,
+}
+
+struct Queued {
+    lsn: Lsn,
+    half: u64,
+    record: Record,
+}
+
+/// One batch of a round.
+pub(crate) struct RoundBatch {
+    pub(crate) head: BatchHead,
+    /// Block in each area.
+    pub(crate) area_block: u64,
+    pub(crate) areas: Vec<LogAreaId>,
+    pub(crate) records: Vec<(Lsn, Record)>,
+    blocks: u64,
+}
+
+/// What is written together.
+pub(crate) struct Round {
+    pub(crate) batches: Vec<RoundBatch>,
+    last: Lsn,
+}
+
+/// How the copies of one batch took it, in the order of its areas.
+pub(crate) type CopyResults = Vec<Result<(), LogAreaError>>;
+
+pub(crate) struct State {
+    epoch: u64,
+    half_blocks: u64,
+    next_lsn: Lsn,
+    durable: Lsn,
+    begun: bool,
+    newest: u64,
+    halves: BTreeMap<u64, Half>,
+    queue: VecDeque<Queued>,
+    reserved: u64,
+    round: u64,
+    failed: Option<LogError>,
+    counters: LogCounters,
+}
+
+impl State {
+    /// A log whose first half will be `first`, and whose next record is `next_lsn`.
+    pub(crate) fn new(epoch: u64, area_blocks: Blocks, first: u64, next_lsn: Lsn) -> Self {
+        let half_blocks = (area_blocks.get() / 2).min(u64::from(u32::MAX));
+        let durable = Lsn::new(next_lsn.get().saturating_sub(1));
+        Self {
+            epoch,
+            half_blocks,
+            next_lsn,
+            durable,
+            begun: false,
+            newest: first,
+            halves: BTreeMap::new(),
+            queue: VecDeque::new(),
+            reserved: 0,
+            round: 0,
+            failed: None,
+            counters: LogCounters::default(),
+        }
+    }
+
+    pub(crate) fn failed(&self) -> Option<&LogError> {
+        self.failed.as_ref()
+    }
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun
+    }
+    pub(crate) fn durable(&self) -> Lsn {
+        self.durable
+    }
+    pub(crate) fn current(&self) -> HalfToken {
+        HalfToken(self.newest)
+    }
+    pub(crate) fn capacity(&self) -> Blocks {
+        Blocks::new(self.half_blocks.saturating_sub(OVERHEAD_BLOCKS))
+    }
+    pub(crate) fn appended(&self) -> Lsn {
+        Lsn::new(self.next_lsn.get().saturating_sub(1))
+    }
+
+    /// What a root record says that is committed now.
+    pub(crate) fn position(&self) -> LogPosition {
+        let opened = self.halves.get(&self.newest).is_some_and(|half| half.phase > Phase::Unopened);
+        LogPosition { epoch: self.epoch, half: self.newest, opened }
+    }
+
+    /// Stops for good; the first reason stays.
+    pub(crate) fn fail(&mut self, error: LogError) {
+        if self.failed.is_none() {
+            self.failed = Some(error);
+        }
+        self.queue.clear();
+    }
+
+    fn free(&self, half: &Half) -> u64 {
+        let opening = u64::from(half.next_batch == 0);
+        let note = u64::from(!half.named_successor);
+        self.half_blocks.saturating_sub(u64::from(half.next_block) + half.pending + opening + note)
+    }
+
+    /// Worst-case blocks that can be reserved now.
+    pub(crate) fn room(&self) -> Blocks {
+        let announced = self.halves.values().any(|half| half.phase == Phase::Announced);
+        if self.failed.is_some() || !announced {
+            return Blocks::new(0);
+        }
+        let free = self.halves.values().filter(|half| !half.closed).map(|half| self.free(half));
+        Blocks::new(free.min().unwrap_or(0).saturating_sub(self.reserved))
+    }
+
+    /// Sets room aside; `false` when there is too little now.
+    pub(crate) fn reserve(&mut self, blocks: Blocks) -> Result<bool, ReserveError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone().into());
+        }
+        let capacity = self.capacity();
+        if blocks > capacity {
+            return Err(ReserveError::TooLarge { blocks, capacity });
+        }
+        let granted = blocks <= self.room();
+        if granted {
+            self.reserved += blocks.get();
+        }
+        Ok(granted)
+    }
+
+    /// Gives back what was reserved.
+    pub(crate) fn unreserve(&mut self, blocks: Blocks) {
+        assert!(self.reserved >= blocks.get(), "reservations add up");
+        self.reserved -= blocks.get();
+    }
+
+    /// Whether a switch is due.
+    pub(crate) fn wants_switch(&self) -> Option<SwitchReason> {
+        let half = self.halves.get(&self.newest)?;
+        if self.failed.is_some() || half.closed {
+            return None;
+        }
+        if !half.lost.is_empty() {
+            return Some(SwitchReason::CopyLost);
+        }
+        let used = self.half_blocks - self.free(half) + self.reserved;
+        (used * 100 >= self.half_blocks * SWITCH_PERCENT).then_some(SwitchReason::Filling)
+    }
+
+    /// Takes a record in; `reserved` is what is left of its reservation.
+    pub(crate) fn append(&mut self, half: HalfToken, reserved: &mut Blocks, record: Record) -> Lsn {
+        let cost = record_blocks(record.body.len(), record.payload.len());
+        assert!(cost <= *reserved, "a record of {cost} blocks needs more than {reserved} reserved");
+        *reserved = Blocks::new(reserved.get() - cost.get());
+        self.unreserve(cost);
+        let lsn = self.next_lsn;
+        self.next_lsn = lsn.plus(1);
+        if self.failed.is_some() {
+            // Nothing is acknowledged any more; the number is all that the caller gets.
+            return lsn;
+        }
+        let Some(target) = self.halves.get_mut(&half.0) else {
+            panic!("record for half {}, which is not in use", half.0);
+        };
+        assert!(!target.closed, "record for half {}, which is closed", half.0);
+        target.pending += cost.get();
+        target.pending_records += 1;
+        self.queue.push_back(Queued { lsn, half: half.0, record });
+        lsn
+    }
+
+    /// Whether the next half may be opened.
+    pub(crate) fn may_switch(&self) -> Result<(), SwitchError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone().into());
+        }
+        match self.halves.first_key_value() {
+            Some((oldest, _)) if self.halves.len() > 1 => Err(SwitchError::OtherHalfInUse(*oldest)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the next half (the first one, to begin with) on `copies`.
+    pub(crate) fn open_half(&mut self, copies: Vec<LogAreaId>) -> HalfToken {
+        assert!(self.halves.len() < 2, "there are two slots");
+        if self.begun {
+            self.newest += 1;
+        }
+        self.begun = true;
+        let half = Half {
+            phase: Phase::Unopened,
+            closed: false,
+            copies,
+            lost: Vec::new(),
+            next_block: 0,
+            next_batch: 0,
+            named_successor: false,
+            pending: 0,
+            pending_records: 0,
+        };
+        self.halves.insert(self.newest, half);
+        HalfToken(self.newest)
+    }
+
+    /// No more records for `half`.
+    pub(crate) fn close_half(&mut self, half: HalfToken) {
+        assert!(half.0 < self.newest, "the newest half stays open");
+        match self.halves.get_mut(&half.0) {
+            Some(half) => half.closed = true,
+            None => panic!("half {} is not in use", half.0),
+        }
+    }
+
+    /// Whether all records of `half` are stable and its successor can be found from it.
+    pub(crate) fn is_settled(&self, half: HalfToken) -> bool {
+        let settled = self.halves.get(&half.0).is_none_or(|half| half.pending_records == 0);
+        let successor = self.halves.get(&(half.0 + 1));
+        settled && successor.is_none_or(|next| next.phase == Phase::Announced)
+    }
+
+    /// Whether the newest half can take acknowledged records.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.halves.get(&self.newest).is_some_and(|half| half.phase == Phase::Announced)
+    }
+
+    /// Gives the slot of `half` free: a root record that does not need it is committed.
+    pub(crate) fn release_half(&mut self, half: HalfToken) {
+        let closed = self.halves.get(&half.0).is_some_and(|half| half.closed);
+        assert!(closed, "half {} is released before it was closed", half.0);
+        if self.failed.is_none() {
+            assert!(self.is_settled(half), "half {} is released before it was settled", half.0);
+        }
+        self.halves.remove(&half.0);
+    }
+
+    /// The next round, or `None` when there is nothing to write.
+    pub(crate) fn next_round(&mut self) -> Option<Round> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let mut last = self.durable;
+        let mut taken: BTreeMap<u64, Taken> = BTreeMap::new();
+        while let Some(next) = self.queue.front() {
+            let opened = self.halves.get(&next.half).is_some_and(|h| h.phase > Phase::Unopened);
+            let batch = taken.entry(next.half).or_default();
+            if !opened || !batch.fits(&next.record) {
+                break;
+            }
+            let Some(Queued { lsn, record, .. }) = self.queue.pop_front() else { break };
+            last = lsn;
+            batch.add(lsn, record);
+        }
+        taken.retain(|_, batch| !batch.records.is_empty());
+        for (number, half) in &self.halves {
+            let successor = self.halves.get(&(number + 1));
+            let note = successor.is_some_and(|next| next.phase == Phase::Opened);
+            if half.phase == Phase::Unopened || note {
+                taken.entry(*number).or_default().note = note;
+            }
+        }
+        if taken.is_empty() {
+            return None;
+        }
+        self.round += 1;
+        let before: BTreeMap<u64, u32> =
+            self.halves.iter().map(|(number, half)| (*number, half.next_batch)).collect();
+        // An opening batch is on its own: a peer of it would need it to be found.
+        let joint = taken.len() == 2 && taken.keys().all(|n| before.get(n).is_some_and(|b| *b > 0));
+        let mut batches = Vec::with_capacity(taken.len());
+        for (number, batch) in taken {
+            let other = before.iter().find(|(other, _)| **other != number);
+            let other = other.map(|(half, batches)| OtherHalf {
+                half: *half,
+                batches: *batches,
+                peer: joint,
+            });
+            batches.push(self.place(number, batch, other));
+        }
+        Some(Round { batches, last })
+    }
+
+    /// Gives a batch its place in its half.
+    fn place(&mut self, number: u64, batch: Taken, other: Option<OtherHalf>) -> RoundBatch {
+        let half_base = (number % 2) * self.half_blocks;
+        let half_blocks = self.half_blocks;
+        let Some(half) = self.halves.get_mut(&number) else {
+            unreachable!("a round is made of halves in use");
+        };
+        let blocks = batch_blocks(batch.descriptor_bytes, batch.payload_blocks);
+        let head = BatchHead {
+            half: number,
+            batch: half.next_batch,
+            at: half.next_block,
+            round: self.round,
+            successor: batch.note,
+            copies: u32::try_from(half.copies.len()).unwrap_or(u32::MAX),
+            other,
+        };
+        let Some(end) = u32::try_from(blocks).ok().and_then(|n| half.next_block.checked_add(n))
+        else {
+            unreachable!("a half has less than 2^32 blocks");
+        };
+        assert!(u64::from(end) <= half_blocks, "the room of a half was reserved");
+        half.next_block = end;
+        half.next_batch += 1;
+        half.named_successor |= batch.note;
+        RoundBatch {
+            area_block: half_base + u64::from(head.at),
+            head,
+            areas: half.copies.clone(),
+            records: batch.records,
+            blocks,
+        }
+    }
+
+    /// Takes the results of a round's writes; `records` of each batch are given back as counts.
+    pub(crate) fn complete(&mut self, round: &Round, results: &[CopyResults]) {
+        for (batch, copies) in round.batches.iter().zip(results) {
+            if let Err(error) = self.complete_copies(batch, copies) {
+                self.fail(error);
+            }
+        }
+        if self.failed.is_some() {
+            return;
+        }
+        self.counters.rounds += 1;
+        for batch in &round.batches {
+            self.counters.batches += 1;
+            self.counters.blocks += batch.blocks;
+            self.counters.records += batch.records.len() as u64;
+            if let Some(half) = self.halves.get_mut(&batch.head.half) {
+                for (_, record) in &batch.records {
+                    let cost = record_blocks(record.body.len(), record.payload.len());
+                    half.pending -= cost.get();
+                    half.pending_records -= 1;
+                }
+                if half.phase == Phase::Unopened {
+                    half.phase = Phase::Opened;
+                }
+            }
+            if batch.head.successor
+                && let Some(next) = self.halves.get_mut(&(batch.head.half + 1))
+            {
+                next.phase = Phase::Announced;
+            }
+        }
+        // The first half is named by the root record that was committed before it was opened.
+        if self.halves.len() == 1
+            && let Some(only) = self.halves.get_mut(&self.newest)
+            && only.phase == Phase::Opened
+        {
+            only.phase = Phase::Announced;
+        }
+        self.durable = round.last;
+    }
+
+    fn complete_copies(
+        &mut self,
+        batch: &RoundBatch,
+        results: &[Result<(), LogAreaError>],
+    ) -> Result<(), LogError> {
+        let Some(half) = self.halves.get_mut(&batch.head.half) else { return Ok(()) };
+        for (area, result) in batch.areas.iter().zip(results) {
+            let Err(error) = result else { continue };
+            if matches!(error, LogAreaError::Fenced) {
+                return Err(LogError::Fenced { area: *area });
+            }
+            half.copies.retain(|copy| copy != area);
+            half.lost.push((*area, error.clone()));
+            if half.copies.is_empty() {
+                return Err(LogError::CopiesLost { half: batch.head.half, last: error.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn status(&self) -> LogStatus {
+        let halves = self.halves.iter().map(|(number, half)| HalfStatus {
+            half: HalfToken(*number),
+            copies: half.copies.clone(),
+            lost: half.lost.clone(),
+            written: Blocks::new(u64::from(half.next_block)),
+            pending: Blocks::new(half.pending),
+            open: !half.closed,
+        });
+        LogStatus {
+            halves: halves.collect(),
+            capacity: self.capacity(),
+            reserved: Blocks::new(self.reserved),
+            durable: self.durable,
+            appended: self.appended(),
+            failed: self.failed.clone(),
+            counters: self.counters,
+        }
+    }
+}
+
+/// Records taken for one batch.
+#[derive(Default)]
+struct Taken {
+    records: Vec<(Lsn, Record)>,
+    descriptor_bytes: usize,
+    payload_blocks: usize,
+    note: bool,
+}
+
+impl Taken {
+    fn fits(&self, record: &Record) -> bool {
+        let bytes = self.descriptor_bytes + record_bytes(record.body.len(), record.payload.len());
+        let blocks = batch_blocks(bytes, self.payload_blocks + record.payload.len());
+        self.records.len() < BATCH_RECORDS_MAX && blocks <= BATCH_BLOCKS_MAX as u64
+    }
+    fn add(&mut self, lsn: Lsn, record: Record) {
+        self.descriptor_bytes += record_bytes(record.body.len(), record.payload.len());
+        self.payload_blocks += record.payload.len();
+        self.records.push((lsn, record));
+    }
+}

@@ -1,0 +1,185 @@
+//! Tests of the log on simulated disks that lose power, rot and die.
+
+mod contract;
+mod damage;
+mod format;
+mod history;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_raid_disk::{Disk, DiskError};
+use cairn_sim::{SimDisk, SimDiskConfig, SimWorld};
+use cairn_sys::{Block, BlockMut, BoxFuture};
+use cairn_units::{AggregateUuid, Blocks, Dbn, DiskUuid, Fsid, Lsn};
+
+use crate::{
+    LogBlock, LogPosition, Nvlog, NvlogOptions, Record, RecordKind, RecoverError, Recovered,
+    record_blocks, recover,
+};
+
+pub(crate) const AGGREGATE: AggregateUuid = AggregateUuid::new([0xa6; 16]);
+
+/// Log areas that are simulated disks of their own.
+pub(crate) struct Areas {
+    pub(crate) disks: BTreeMap<LogAreaId, SimDisk>,
+    /// Areas that failed a request or were taken away.
+    out: Mutex<Vec<LogAreaId>>,
+    blocks: Blocks,
+    pub(crate) writes: AtomicU64,
+}
+
+pub(crate) fn area(n: u8) -> LogAreaId {
+    LogAreaId(DiskUuid::new([n; 16]))
+}
+
+impl Areas {
+    pub(crate) fn new(sim: &SimWorld, count: u8, blocks: u64) -> Arc<Self> {
+        let disk = |n: u8| {
+            let config = SimDiskConfig::new(&format!("log{n}"), Blocks::new(blocks));
+            (area(n), sim.disk(config))
+        };
+        Self::of((1..=count).map(disk).collect(), Blocks::new(blocks))
+    }
+    fn of(disks: BTreeMap<LogAreaId, SimDisk>, blocks: Blocks) -> Arc<Self> {
+        Arc::new(Self { disks, out: Mutex::default(), blocks, writes: AtomicU64::new(0) })
+    }
+    /// The same disks after the power came back.
+    pub(crate) fn reattached(&self) -> Arc<Self> {
+        let disks = self.disks.iter().map(|(id, disk)| (*id, disk.reattach())).collect();
+        Self::of(disks, self.blocks)
+    }
+    pub(crate) fn take_out(&self, id: LogAreaId) {
+        self.out.lock().unwrap().push(id);
+    }
+    fn is_out(&self, id: LogAreaId) -> bool {
+        self.out.lock().unwrap().contains(&id)
+    }
+    pub(crate) fn read_now(&self, sim: &SimWorld, id: LogAreaId, at: u64) -> Block {
+        let _sim = sim;
+        self.disks[&id].image().visible(Dbn::new(at))
+    }
+}
+
+fn translate(area: LogAreaId, at: u64, error: &DiskError) -> LogAreaError {
+    match error {
+        DiskError::Medium { .. } | DiskError::TimedOut { .. } => LogAreaError::Medium { area, at },
+        DiskError::Gone { .. } => LogAreaError::Gone(area),
+        DiskError::Fenced => LogAreaError::Fenced,
+        DiskError::OutOfRange { .. } => LogAreaError::OutOfRange,
+    }
+}
+
+impl LogStore for Areas {
+    fn area_blocks(&self) -> Blocks {
+        self.blocks
+    }
+    fn areas(&self) -> Vec<LogAreaId> {
+        self.disks.keys().copied().filter(|id| !self.is_out(*id)).collect()
+    }
+    fn choose(&self, copies: usize) -> Vec<LogAreaId> {
+        self.areas().into_iter().take(copies).collect()
+    }
+    fn read(
+        &self,
+        area: LogAreaId,
+        at: u64,
+        count: usize,
+    ) -> BoxFuture<Result<Vec<Block>, LogAreaError>> {
+        let bufs = (0..count).map(|_| BlockMut::dirty()).collect();
+        let read = self.disks[&area].read(Dbn::new(at), bufs);
+        Box::pin(async move {
+            let bufs = read.await.map_err(|e| translate(area, at, &e))?;
+            Ok(bufs.into_iter().map(BlockMut::freeze).collect())
+        })
+    }
+    fn write_stable(
+        &self,
+        area: LogAreaId,
+        at: u64,
+        blocks: Vec<Block>,
+    ) -> BoxFuture<Result<(), LogAreaError>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        let disk = self.disks[&area].clone();
+        Box::pin(async move {
+            let translate = |e| translate(area, at, &e);
+            disk.write(Dbn::new(at), blocks).await.map_err(translate)?;
+            disk.flush().await.map_err(translate)
+        })
+    }
+}
+
+/// A record whose contents follow from `seed`.
+pub(crate) fn record(fsid: u64, seed: u64, body_bytes: usize, payload: usize) -> Record {
+    let body = seed.to_le_bytes().into_iter().cycle().take(body_bytes).collect();
+    let block = |n| LogBlock::new(cairn_sim::conformance::pattern(seed.wrapping_add(n)));
+    Record {
+        fsid: Fsid::new(fsid),
+        kind: RecordKind::new(7),
+        body,
+        payload: (0..payload as u64).map(block).collect(),
+    }
+}
+
+pub(crate) fn same(a: &Record, b: &Record) -> bool {
+    let payload = a.payload.iter().zip(&b.payload).all(|(a, b)| a.data == b.data && a.crc == b.crc);
+    (a.fsid, a.kind, &a.body, a.payload.len()) == (b.fsid, b.kind, &b.body, b.payload.len())
+        && payload
+}
+
+pub(crate) async fn fresh() -> Recovered {
+    struct None_;
+    impl LogStore for None_ {
+        fn area_blocks(&self) -> Blocks {
+            Blocks::new(0)
+        }
+        fn areas(&self) -> Vec<LogAreaId> {
+            Vec::new()
+        }
+        fn choose(&self, _: usize) -> Vec<LogAreaId> {
+            Vec::new()
+        }
+        fn read(
+            &self,
+            a: LogAreaId,
+            _: u64,
+            _: usize,
+        ) -> BoxFuture<Result<Vec<Block>, LogAreaError>> {
+            Box::pin(async move { Err(LogAreaError::Gone(a)) })
+        }
+        fn write_stable(
+            &self,
+            a: LogAreaId,
+            _: u64,
+            _: Vec<Block>,
+        ) -> BoxFuture<Result<(), LogAreaError>> {
+            Box::pin(async move { Err(LogAreaError::Gone(a)) })
+        }
+    }
+    recover(Arc::new(None_), AGGREGATE, None).await.unwrap()
+}
+
+/// A log that has begun on `areas`, with two copies.
+pub(crate) async fn begun(sim: &SimWorld, areas: &Arc<Areas>) -> Nvlog {
+    let options = NvlogOptions { aggregate: AGGREGATE, copies: 2, next_lsn: Lsn::new(1) };
+    let log = Nvlog::open(&sim.world(), areas.clone(), options, &fresh().await).unwrap();
+    log.begin().await.unwrap();
+    log
+}
+
+/// Reserves for and appends one record to the newest half.
+pub(crate) fn append(log: &Nvlog, record: Record) -> Option<Lsn> {
+    let cost = record_blocks(record.body.len(), record.payload.len());
+    let mut reservation = log.reserve(cost).unwrap()?;
+    Some(log.append(log.current(), &mut reservation, record))
+}
+
+pub(crate) fn recover_now(
+    sim: &SimWorld,
+    areas: &Arc<Areas>,
+    position: LogPosition,
+) -> Result<Recovered, RecoverError> {
+    sim.block_on(recover(areas.clone(), AGGREGATE, Some(position)))
+}
