@@ -209,11 +209,12 @@ fn transfer(
         let at = i64::try_from(offset.saturating_add(done as u64)).unwrap_or(i64::MAX);
         let count = i32::try_from(vector.pieces().len()).unwrap_or(0);
         let pieces = vector.pieces().as_ptr();
-        // SAFETY: the pieces are memory of buffers that the job owns exclusively (reading) or
-        // holds references to (writing), and the job outlives the call.
         let moved = match way {
+            // SAFETY: the pieces are memory of buffers that the job owns exclusively, and the job
+            // outlives the call.
             Way::Read => unsafe { libc::preadv(fd, pieces, count, at) },
-            // SAFETY: as above.
+            // SAFETY: the pieces are memory of blocks that the job holds references to, and the
+            // job outlives the call.
             Way::Write => unsafe { libc::pwritev(fd, pieces, count, at) },
         };
         let Ok(bytes) = usize::try_from(moved) else {
