@@ -19,6 +19,7 @@ mod pending;
 mod replay;
 mod server;
 mod service;
+mod udp;
 pub mod xdr;
 
 pub use config::{
@@ -27,3 +28,4 @@ pub use config::{
 pub use metrics::{LATENCY_BUCKETS, MetricsSnapshot, ProcedureMetrics};
 pub use server::{RunningServer, StartError, start};
 pub use service::{Body, Call, Cost, Outcome, PayloadPlan, Plan, Replay, Service};
+pub use udp::{RunningUdp, answer_datagram, start_udp};

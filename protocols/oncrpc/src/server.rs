@@ -238,7 +238,7 @@ fn listen(addr: SocketAddr) -> Result<std::net::TcpListener, StartError> {
     make().map_err(|source| StartError::from_listen(addr, source))
 }
 
-fn start_worker(
+pub(crate) fn start_worker(
     name: &'static str,
     n: usize,
     mut stopped: watch::Receiver<bool>,
@@ -250,7 +250,7 @@ fn start_worker(
     let handle = runtime.handle().clone();
     // A thread of its own: the event loop blocks it, and connections are pinned to it.
     let thread = std::thread::Builder::new()
-        .name(format!("{name}-{n}"))
+        .name(if n == usize::MAX { format!("{name}-udp") } else { format!("{name}-{n}") })
         .spawn(move || {
             // An error says that the server was dropped: that ends the worker as well.
             drop(runtime.block_on(stopped.wait_for(|stop| *stop)));
@@ -264,6 +264,8 @@ async fn accept_loop<S: Service>(shared: Arc<Shared<S>>, listener: TcpListener) 
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
+                // An IPv4 client of an IPv6 socket is known by its IPv4 address.
+                let client = SocketAddr::new(client.ip().to_canonical(), client.port());
                 admit(&shared, stream, client, next_id);
                 next_id += 1;
             }
