@@ -10,12 +10,16 @@
 //! functions in [`rules`].
 //!
 //! # Order of checks (the same in every implementation, because clients see it)
-//! 1. Two objects in different volumes: `CrossVolume`. 2. Object unknown or of another generation:
-//! `Stale`. 3. A change through a read-only export: `ReadOnlyFs`. 4. Kind of the object
-//! (`NotDirectory`, `IsDirectory`, `Invalid`). 5. `.` and `..`: `Exists` where something would be
-//! made, `Invalid` where it would be removed or renamed. 6. Search permission of the directory.
-//! 7. Whether the name exists. 8. Write permission of the directory, then its sticky bit
-//! (`NotOwner`). 9. Everything else, as the functions of `names` write it down.
+//! 1. Two objects in different volumes: `CrossVolume`.
+//! 2. An object unknown or of another generation: `Stale`.
+//! 3. A change through a read-only export: `ReadOnlyFs`.
+//! 4. The kind of the object: `NotDirectory`, `IsDirectory`, `Invalid`.
+//! 5. `.` and `..`: `Exists` where something would be made, `Invalid` where it would be removed
+//!    or renamed.
+//! 6. Search permission of the directory: `AccessDenied`.
+//! 7. Whether the name exists: `Exists`, `NotFound`.
+//! 8. Write permission of the directory, then its sticky bit: `AccessDenied`, `NotOwner`.
+//! 9. Everything else, as the functions of `names` write it down.
 
 pub mod conformance;
 mod data;
@@ -24,6 +28,7 @@ mod inode;
 mod names;
 mod node;
 pub mod rules;
+pub mod sequence;
 
 pub use files::DirectFiles;
 pub use node::ModelNode;

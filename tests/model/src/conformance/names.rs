@@ -21,6 +21,7 @@ super::case_list!(
     a_directory_with_anything_in_it_stays,
     links_share_one_file_and_count,
     links_are_refused_where_they_make_no_sense,
+    links_stop_at_the_maximum,
     rename_moves_and_replaces,
     rename_of_two_links_of_one_file_does_nothing,
     rename_keeps_to_the_kinds,
@@ -270,6 +271,19 @@ async fn links_are_refused_where_they_make_no_sense(t: Bench) {
     let s = t.made(t.done(&root(), op).await).0;
     t.done(&root(), link(s, d, "s2")).await;
     t.same(t.attrs(s).await.links, 2, "a symbolic link may have two names");
+}
+
+async fn links_stop_at_the_maximum(t: Bench) {
+    let d = t.open_dir("d").await;
+    let f = t.file(&root(), t.root, "f", 0o644).await;
+    for i in 1..crate::LINKS_MAX {
+        t.link(&root(), f, d, &i.to_string()).await;
+    }
+    t.same(t.attrs(f).await.links, crate::LINKS_MAX, "links");
+    let op = || Op::Link { obj: f, dir: t.root, name: name("one-too-many") };
+    t.refused(&root(), op(), Status::TooManyLinks).await;
+    t.remove(&root(), d, "1").await;
+    t.done(&root(), op()).await;
 }
 
 async fn rename_moves_and_replaces(t: Bench) {

@@ -160,9 +160,9 @@ async fn the_change_counter_never_goes_back(t: Bench) {
     for i in 0..200u64 {
         match i % 4 {
             0 => t.write(&root(), f, i * 10, b"data").await,
-            1 => drop(t.set(&root(), f, mode(0o600)).await),
-            2 => drop(age(&t, f).await),
-            _ => drop(t.set(&root(), f, size(i)).await),
+            1 => t.same(t.set(&root(), f, mode(0o600)).await.mode, 0o600, "mode"),
+            2 => t.same(age(&t, f).await.mtime, LONG_AGO, "mtime"),
+            _ => t.same(t.set(&root(), f, size(i)).await.size, i, "size"),
         }
         let change = t.attrs(f).await.change;
         t.claim(change > last, format_args!("step {i}: {last} became {change}"));
