@@ -5,7 +5,7 @@
 //! of two halves at most.
 //!
 //! A chain of batches is read for the half that the root record names, and for its successor when
-//! the chain names one. Each batch, and each block of it, is taken from whichever copy is whole.
+//! the chain names one or one is there. Each batch, and each block of it, is taken from whichever copy is whole.
 //! Where no copy is, everything behind is searched for a later batch of the same half: without
 //! one it is the torn tail, with one it is damage and recovery fails.
 
@@ -126,8 +126,11 @@ pub async fn recover(
     let named = first.batches.iter().any(|batch| batch.head.successor);
     chains.insert(position.half, first);
     let mut last_half = position.half;
-    if named {
-        last_half = position.half.saturating_add(1);
+    let successor = position.half.saturating_add(1);
+    // One that is there without being named was just being opened, or the note of it is lost: the
+    // chains are checked against each other below.
+    if named || reader.has_begun(successor).await {
+        last_half = successor;
         let second = reader.chain(last_half).await?;
         if second.batches.is_empty() {
             return Err(reader.missing(last_half));
@@ -212,13 +215,23 @@ impl Reader {
         right.then_some(decoded)
     }
 
+    /// Whether any area has the opening batch of a half.
+    async fn has_begun(&mut self, half: u64) -> bool {
+        for area in self.areas.clone() {
+            if self.header(area, half, 0, 0).await.is_some() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Reads the whole chain of a half; empty when no area has its first batch.
     async fn chain(&mut self, half: u64) -> Result<Chain, RecoverError> {
         let mut batches: Vec<Batch> = Vec::new();
-        let (mut at, mut number, mut torn) = (0u64, 0u32, false);
+        let (mut at, mut number) = (0u64, 0u32);
         // Areas that had a batch of this half; the others are not asked again.
         let mut copies = self.areas.clone();
-        loop {
+        let torn = loop {
             let mut holders = Vec::new();
             for area in copies.clone() {
                 if let Some(decoded) = self.header(area, half, number, at).await {
@@ -227,8 +240,7 @@ impl Reader {
             }
             let read = self.batch(half, at, &holders, &copies, number).await;
             let Some((batch, blocks)) = read else {
-                torn = !holders.is_empty();
-                break;
+                break !holders.is_empty();
             };
             if number == 0 {
                 copies.retain(|area| holders.iter().any(|(holder, _)| holder == area));
@@ -237,7 +249,7 @@ impl Reader {
             batches.push(batch);
             at += blocks;
             number = number.saturating_add(1);
-        }
+        };
         if self.later_batch(half, at, number, &copies).await {
             return Err(RecoverError::Damaged { half, batch: number });
         }

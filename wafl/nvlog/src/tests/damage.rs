@@ -1,1 +1,222 @@
+//! Damage to one copy is mended, damage to all is an error, a torn tail is neither.
 
+use cairn_sim::SimWorld;
+use cairn_sys::Block;
+use cairn_units::Dbn;
+use std::sync::Arc;
+
+use super::{Areas, append, area, begun, record, recover_now, same};
+use crate::{LogFinding, LogPosition, RecoverError};
+
+/// Ten batches of one record with two payload blocks each, behind the opening batch.
+fn ten(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
+    let areas = Areas::new(sim, 3, 256);
+    let position = sim.block_on(async {
+        let log = begun(sim, &areas).await;
+        for n in 1..=10 {
+            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        log.position()
+    });
+    (areas, position)
+}
+
+/// Block of the n-th batch in an area: half 1 lies in slot 1, behind the opening batch.
+fn place(batch: u64) -> u64 {
+    128 + 1 + (batch - 1) * 3
+}
+
+fn rot(areas: &Areas, copy: u8, at: u64) {
+    let mut block = areas.look(area(copy), at);
+    let bytes = block.make_mut();
+    bytes[40] ^= 0x10;
+    areas.disks[&area(copy)].scribble(Dbn::new(at), &block);
+}
+
+fn assert_all_ten(recovered: &crate::Recovered) {
+    assert_eq!(recovered.records.len(), 10);
+    for (found, n) in recovered.records.iter().zip(1..) {
+        assert_eq!(found.lsn.get(), n);
+        assert!(same(&found.record, &record(1, n, 30, 2)));
+    }
+}
+
+#[test]
+fn damage_to_one_copy_is_mended_from_the_other() {
+    for batch in 1..=10 {
+        for block in 0..3 {
+            let sim = SimWorld::new(batch);
+            let (areas, position) = ten(&sim);
+            rot(&areas, 1, place(batch) + block);
+            let recovered = recover_now(&sim, &areas, position).unwrap();
+            assert_all_ten(&recovered);
+            let mended =
+                LogFinding::Mended { half: 1, batch: u32::try_from(batch).unwrap(), area: area(1) };
+            assert!(recovered.findings.contains(&mended), "{:?}", recovered.findings);
+        }
+    }
+}
+
+#[test]
+fn different_blocks_of_one_batch_are_mended_from_each_other() {
+    let sim = SimWorld::new(1);
+    let (areas, position) = ten(&sim);
+    rot(&areas, 1, place(5) + 1);
+    rot(&areas, 2, place(5) + 2);
+    areas.disks[&area(1)].break_block(Dbn::new(place(7) + 2));
+    rot(&areas, 2, place(7) + 1);
+    assert_all_ten(&recover_now(&sim, &areas, position).unwrap());
+}
+
+#[test]
+fn a_damaged_opening_batch_does_not_hide_a_copy() {
+    let sim = SimWorld::new(1);
+    let (areas, position) = ten(&sim);
+    rot(&areas, 1, 128);
+    rot(&areas, 2, place(4));
+    assert_all_ten(&recover_now(&sim, &areas, position).unwrap());
+    rot(&areas, 2, 128);
+    let lost = recover_now(&sim, &areas, position).unwrap_err();
+    assert_eq!(lost, RecoverError::Damaged { half: 1, batch: 0 });
+}
+
+#[test]
+fn damage_in_the_middle_of_all_copies_is_an_error() {
+    for batch in 1..=9u32 {
+        for block in 0..3 {
+            let sim = SimWorld::new(u64::from(batch));
+            let (areas, position) = ten(&sim);
+            for copy in [1, 2] {
+                rot(&areas, copy, place(u64::from(batch)) + block);
+            }
+            let error = recover_now(&sim, &areas, position).unwrap_err();
+            assert_eq!(error, RecoverError::Damaged { half: 1, batch });
+        }
+    }
+}
+
+#[test]
+fn a_torn_tail_is_the_normal_end() {
+    for block in 0..3 {
+        let sim = SimWorld::new(1);
+        let (areas, position) = ten(&sim);
+        for copy in [1, 2] {
+            areas.disks[&area(copy)].scribble(Dbn::new(place(10) + block), &Block::zero());
+        }
+        let recovered = recover_now(&sim, &areas, position).unwrap();
+        assert_eq!(recovered.records.len(), 9);
+        let torn = LogFinding::TornTail { half: 1, batch: 10 };
+        assert_eq!(recovered.findings.contains(&torn), block > 0);
+    }
+}
+
+#[test]
+fn a_missing_copy_is_reported_and_two_are_an_error() {
+    let sim = SimWorld::new(1);
+    let (areas, position) = ten(&sim);
+    areas.take_out(area(2));
+    let recovered = recover_now(&sim, &areas, position).unwrap();
+    assert_all_ten(&recovered);
+    let missing = LogFinding::CopyMissing { half: 1, written: 2, found: 1 };
+    assert_eq!(recovered.findings, [missing]);
+    areas.take_out(area(1));
+    let error = recover_now(&sim, &areas, position).unwrap_err();
+    assert_eq!(error, RecoverError::HalfMissing { half: 1, areas: 1 });
+}
+
+#[test]
+fn the_longer_of_two_copies_wins() {
+    let sim = SimWorld::new(1);
+    let areas = Areas::new(&sim, 2, 256);
+    let position = sim.block_on(async {
+        let log = begun(&sim, &areas).await;
+        for n in 1..=10 {
+            if n == 6 {
+                areas.disks[&area(1)].die();
+            }
+            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        log.position()
+    });
+    areas.disks[&area(1)].revive();
+    let recovered = recover_now(&sim, &areas.reattached(), position).unwrap();
+    assert_all_ten(&recovered);
+    // The batch that it failed on was meant for both; the later ones for one.
+    let mended = LogFinding::Mended { half: 1, batch: 6, area: area(1) };
+    assert_eq!(recovered.findings, [mended]);
+}
+
+/// Two halves in use, both with acknowledged records; position of the root before the switch.
+fn two_halves(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
+    let areas = Areas::new(sim, 4, 256);
+    let position = sim.block_on(async {
+        let log = begun(sim, &areas).await;
+        let position = log.position();
+        for n in 1..=3 {
+            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        // The second half goes elsewhere.
+        areas.take_out(area(1));
+        areas.take_out(area(2));
+        let old = log.current();
+        let _new = log.switch_half().unwrap();
+        log.close_half(old);
+        for n in 4..=10 {
+            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        position
+    });
+    (areas.reattached(), position)
+}
+
+#[test]
+fn a_half_that_was_named_and_is_lost_is_an_error() {
+    let sim = SimWorld::new(1);
+    let (areas, position) = two_halves(&sim);
+    assert_all_ten(&recover_now(&sim, &areas, position).unwrap());
+    areas.take_out(area(3));
+    assert_all_ten(&recover_now(&sim, &areas, position).unwrap());
+    areas.take_out(area(4));
+    let error = recover_now(&sim, &areas, position).unwrap_err();
+    assert_eq!(error, RecoverError::HalfMissing { half: 2, areas: 2 });
+}
+
+#[test]
+fn a_lost_tail_of_the_old_half_is_found_out_by_the_new_one() {
+    let sim = SimWorld::new(1);
+    let (areas, position) = two_halves(&sim);
+    // Batch 4 of half 1 is the note of half 2; batch 3 and it vanish without a trace.
+    for copy in [1, 2] {
+        for at in 0..4 {
+            areas.disks[&area(copy)].scribble(Dbn::new(place(3) + at), &Block::zero());
+        }
+    }
+    let error = recover_now(&sim, &areas, position).unwrap_err();
+    assert_eq!(error, RecoverError::Damaged { half: 1, batch: 3 });
+
+    let (areas, position) = two_halves(&sim);
+    for copy in [1, 2] {
+        areas.disks[&area(copy)].scribble(Dbn::new(place(3)), &Block::zero());
+    }
+    let error = recover_now(&sim, &areas, position).unwrap_err();
+    assert_eq!(error, RecoverError::Damaged { half: 1, batch: 3 });
+}
+
+#[test]
+fn data_that_looks_like_a_batch_is_not_one() {
+    let sim = SimWorld::new(1);
+    let (areas, position) = ten(&sim);
+    // A client writes, as file data, what it may have seen of an older log.
+    let forged = areas.look(area(1), place(9));
+    let old_epoch = LogPosition { epoch: position.epoch ^ 1, ..position };
+    let opened = LogPosition { opened: false, ..old_epoch };
+    assert!(recover_now(&sim, &areas, opened).unwrap().records.is_empty());
+    assert!(recover_now(&sim, &areas, old_epoch).is_err());
+    // Even with the right epoch, a batch that is not at its own place is not followed.
+    areas.disks[&area(1)].scribble(Dbn::new(place(10) + 3), &forged);
+    assert_all_ten(&recover_now(&sim, &areas, position).unwrap());
+}

@@ -26,7 +26,7 @@ pub(crate) const AGGREGATE: AggregateUuid = AggregateUuid::new([0xa6; 16]);
 pub(crate) struct Areas {
     pub(crate) disks: BTreeMap<LogAreaId, SimDisk>,
     /// Areas that failed a request or were taken away.
-    out: Mutex<Vec<LogAreaId>>,
+    out: Arc<Mutex<Vec<LogAreaId>>>,
     blocks: Blocks,
     pub(crate) writes: AtomicU64,
 }
@@ -44,7 +44,7 @@ impl Areas {
         Self::of((1..=count).map(disk).collect(), Blocks::new(blocks))
     }
     fn of(disks: BTreeMap<LogAreaId, SimDisk>, blocks: Blocks) -> Arc<Self> {
-        Arc::new(Self { disks, out: Mutex::default(), blocks, writes: AtomicU64::new(0) })
+        Arc::new(Self { disks, out: Arc::default(), blocks, writes: AtomicU64::new(0) })
     }
     /// The same disks after the power came back.
     pub(crate) fn reattached(&self) -> Arc<Self> {
@@ -57,8 +57,7 @@ impl Areas {
     fn is_out(&self, id: LogAreaId) -> bool {
         self.out.lock().unwrap().contains(&id)
     }
-    pub(crate) fn read_now(&self, sim: &SimWorld, id: LogAreaId, at: u64) -> Block {
-        let _sim = sim;
+    pub(crate) fn look(&self, id: LogAreaId, at: u64) -> Block {
         self.disks[&id].image().visible(Dbn::new(at))
     }
 }
@@ -102,11 +101,16 @@ impl LogStore for Areas {
         blocks: Vec<Block>,
     ) -> BoxFuture<Result<(), LogAreaError>> {
         self.writes.fetch_add(1, Ordering::Relaxed);
-        let disk = self.disks[&area].clone();
+        let (disk, out) = (self.disks[&area].clone(), self.out.clone());
         Box::pin(async move {
-            let translate = |e| translate(area, at, &e);
-            disk.write(Dbn::new(at), blocks).await.map_err(translate)?;
-            disk.flush().await.map_err(translate)
+            let written = match disk.write(Dbn::new(at), blocks).await {
+                Ok(()) => disk.flush().await,
+                Err(error) => Err(error),
+            };
+            if written.is_err() {
+                out.lock().unwrap().push(area);
+            }
+            written.map_err(|error| translate(area, at, &error))
         })
     }
 }
@@ -129,42 +133,11 @@ pub(crate) fn same(a: &Record, b: &Record) -> bool {
         && payload
 }
 
-pub(crate) async fn fresh() -> Recovered {
-    struct None_;
-    impl LogStore for None_ {
-        fn area_blocks(&self) -> Blocks {
-            Blocks::new(0)
-        }
-        fn areas(&self) -> Vec<LogAreaId> {
-            Vec::new()
-        }
-        fn choose(&self, _: usize) -> Vec<LogAreaId> {
-            Vec::new()
-        }
-        fn read(
-            &self,
-            a: LogAreaId,
-            _: u64,
-            _: usize,
-        ) -> BoxFuture<Result<Vec<Block>, LogAreaError>> {
-            Box::pin(async move { Err(LogAreaError::Gone(a)) })
-        }
-        fn write_stable(
-            &self,
-            a: LogAreaId,
-            _: u64,
-            _: Vec<Block>,
-        ) -> BoxFuture<Result<(), LogAreaError>> {
-            Box::pin(async move { Err(LogAreaError::Gone(a)) })
-        }
-    }
-    recover(Arc::new(None_), AGGREGATE, None).await.unwrap()
-}
-
 /// A log that has begun on `areas`, with two copies.
 pub(crate) async fn begun(sim: &SimWorld, areas: &Arc<Areas>) -> Nvlog {
+    let nothing = recover(areas.clone(), AGGREGATE, None).await.unwrap();
     let options = NvlogOptions { aggregate: AGGREGATE, copies: 2, next_lsn: Lsn::new(1) };
-    let log = Nvlog::open(&sim.world(), areas.clone(), options, &fresh().await).unwrap();
+    let log = Nvlog::open(&sim.world(), areas.clone(), options, &nothing).unwrap();
     log.begin().await.unwrap();
     log
 }
