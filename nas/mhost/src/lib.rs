@@ -26,4 +26,4 @@ mod steps;
 mod views;
 
 pub use error::ApiError;
-pub use mhost::{MHost, MHostConfig, MetricSource, Publish, PublishedVolume, identity};
+pub use mhost::{Endpoints, MHost, MetricSource, Publish, PublishedVolume, identity};

@@ -96,6 +96,15 @@ impl MHost {
         })
     }
 
+    /// Bytes of the largest volume that makes sense: what the aggregate has.
+    ///
+    /// # Errors
+    /// 503 when the storage layer has stopped.
+    pub async fn largest_volume(&self) -> Result<u64, ApiError> {
+        let status = self.aggregate_status().await?;
+        Ok(status.size_bytes.saturating_sub(status.used_bytes).min(VOLUME_BYTES_MAX))
+    }
+
     /// Deletes a volume with everything in it.
     ///
     /// # Errors

@@ -26,8 +26,8 @@ pub struct PublishedVolume {
     pub vserver: VserverId,
     /// Path.
     pub junction: String,
-    /// Root directory.
-    pub root: ObjectRef,
+    /// Root directory; `None`: the volume is known and cannot be used now.
+    pub root: Option<ObjectRef>,
     /// Export policy.
     pub rules: Vec<ExportRule>,
 }
@@ -38,9 +38,9 @@ pub type Publish = Arc<dyn Fn(Vec<PublishedVolume>) -> Result<(), String> + Send
 /// Gives a layer's counters; the names come without the product's prefix.
 pub type MetricSource = Arc<dyn Fn() -> Vec<Metric> + Send + Sync>;
 
-/// What the M-host is told at its start.
+/// Where the node can be reached, for status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MHostConfig {
+pub struct Endpoints {
     /// Address of the NFS server, for status.
     pub nfs: String,
     /// Address of REST, for status.
@@ -54,7 +54,7 @@ pub struct MHost {
     pub(crate) db: Arc<Db>,
     pub(crate) world: World,
     pub(crate) dmodule: Arc<dyn DModule>,
-    pub(crate) config: MHostConfig,
+    endpoints: Mutex<Endpoints>,
     pub(crate) identity: NodeIdentity,
     pub(crate) started_ns: i64,
     publish: Publish,
@@ -106,7 +106,6 @@ impl MHost {
         world: World,
         dmodule: Arc<dyn DModule>,
         publish: Publish,
-        config: MHostConfig,
     ) -> Result<Arc<Self>, ApiError> {
         let identity = identity(&db, &world)?;
         let mhost = Arc::new(Self {
@@ -114,7 +113,7 @@ impl MHost {
             started_ns: world.clock.wall().get(),
             world,
             dmodule,
-            config,
+            endpoints: Mutex::default(),
             identity,
             publish,
             publishing: tokio::sync::Mutex::new(()),
@@ -137,6 +136,15 @@ impl MHost {
     /// Ends the watch; jobs stop where they are and are taken up at the next start.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// Tells where the node can be reached, when that is known.
+    pub fn set_endpoints(&self, endpoints: Endpoints) {
+        *lock(&self.endpoints) = endpoints;
+    }
+
+    pub(crate) fn endpoints(&self) -> Endpoints {
+        lock(&self.endpoints).clone()
     }
 
     /// Adds a source of counters.
@@ -178,11 +186,11 @@ impl MHost {
             }
             let fsid = Fsid::new(volume.fsid);
             let root = match self.manage(Manage::VolumeRoot { fsid }).await {
-                Ok(Managed::Root(root)) => root,
+                Ok(Managed::Root(root)) => Some(root),
                 Ok(_) => return Err(ApiError::unexpected()),
                 Err(e) => {
                     tracing::error!(fsid = volume.fsid, name = volume.name, "not served: {e}");
-                    continue;
+                    None
                 }
             };
             let rules = self.db.get(Table::Policies, &key)?.unwrap_or_default();

@@ -178,13 +178,14 @@ impl MHost {
             () => "ok",
         };
         let up = self.world.clock.wall().get().saturating_sub(self.started_ns) / 1_000_000_000;
+        let endpoints = self.endpoints();
         Ok(StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.identity.uuid.clone(),
             vservers: vservers.into_iter().map(|(_, v)| v).collect(),
-            nfs: self.config.nfs.clone(),
-            rest: self.config.rest.clone(),
-            state_dir: self.config.state_dir.display().to_string(),
+            nfs: endpoints.nfs,
+            rest: endpoints.rest,
+            state_dir: endpoints.state_dir.display().to_string(),
             uptime_seconds: u64::try_from(up).unwrap_or(0),
             health: health.to_owned(),
             faults: a.faults,

@@ -4,7 +4,7 @@
 //! the old one as a whole ([`crate::NModule::push`]) → requests that began with the old one end
 //! with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cairn_cf::DModule;
@@ -70,6 +70,7 @@ impl std::error::Error for JunctionError {}
 pub struct Routes {
     volumes: BTreeMap<Fsid, Arc<Volume>>,
     junctions: BTreeMap<(VserverId, Vec<u8>), Arc<Volume>>,
+    offline: BTreeSet<Fsid>,
 }
 
 /// The names of a path; empty ones and `.` mean nothing.
@@ -102,6 +103,19 @@ impl Routes {
             }
         }
         Ok(out)
+    }
+
+    /// Names volumes that there are, but cannot be used now: their clients are told to try again
+    /// later, not that their files are gone.
+    #[must_use]
+    pub fn with_offline(mut self, offline: Vec<Fsid>) -> Self {
+        self.offline = offline.into_iter().collect();
+        self
+    }
+
+    /// Whether a volume is known to be out of use for now.
+    pub fn is_offline(&self, fsid: Fsid) -> bool {
+        self.offline.contains(&fsid)
     }
 
     /// The volume with this identity.

@@ -117,7 +117,10 @@ impl NModule {
     ) -> Result<Submitted<OpResult<FileHandle>>, Status> {
         let (op, obj) = open_all(self.key, op)?;
         let routes = self.routes.load();
-        let volume = routes.volume(obj.fsid).ok_or(Status::Stale)?;
+        let volume = routes.volume(obj.fsid).ok_or_else(|| match routes.is_offline(obj.fsid) {
+            true => Status::Delay,
+            false => Status::Stale,
+        })?;
         admit(volume, &mut ctx)?;
         if obj.snap != SnapId::new(0) {
             ctx.read_only = ReadOnly::Yes;

@@ -163,6 +163,15 @@ fn handle_of_a_deleted_volume_is_stale() {
 }
 
 #[test]
+fn handle_of_an_offline_volume_is_to_be_tried_again() {
+    let (nmod, _d) = node(&[]);
+    nmod.push(Routes::default().with_offline(vec![Fsid::new(9)]));
+    let result =
+        ready(nmod.submit(ctx("10.0.0.1", 0), Op::GetAttr { obj: KEY.seal(object(9, 3)) }));
+    assert_eq!(status(result), Status::Delay);
+}
+
+#[test]
 fn client_outside_the_policy_is_refused_and_nothing_goes_down() {
     let (nmod, d) = node(&[(1, "/vol0", rule(Access::ReadWrite, Squash::None))]);
     let obj = nmod.root_handle(Fsid::new(1)).unwrap();
