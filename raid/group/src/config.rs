@@ -1,0 +1,348 @@
+//! The aggregate's configuration: groups, positions, spares, who was taken out.
+//!
+//! Layer: pure. It is replicated on every disk in two copies used in turn; the newest valid
+//! generation that any disk holds is the truth. A disk that the newest generation does not count
+//! as present is stale and is never written.
+
+use std::collections::BTreeMap;
+
+use cairn_raid_api::ColumnState;
+use cairn_sys::Block;
+use cairn_units::{AggregateUuid, BLOCK_BYTES, ColumnNo, DiskUuid, GroupNo, Pvbn};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::ondisk::{
+    CONFIG_BLOCKS, ConfigHeaderV1, DiskRecordV1, GroupRecordV1, MAGIC_CONFIG, NONE_U16, blank,
+    open, seal,
+};
+
+/// Groups and disks together that one configuration can name.
+pub(crate) const RECORDS_MAX: usize = (CONFIG_BLOCKS as usize - 1) * BLOCK_BYTES / 64;
+
+/// How a group protects its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RaidKind {
+    /// One disk of row parity.
+    Raid4,
+    /// Row and diagonal parity: any two disks may be lost.
+    RaidDp,
+}
+
+impl RaidKind {
+    /// Disks that may be lost.
+    pub fn parity(self) -> u16 {
+        match self {
+            Self::Raid4 => 1,
+            Self::RaidDp => 2,
+        }
+    }
+}
+
+/// One position of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub disk: Option<DiskUuid>,
+    pub state: ColumnState,
+    /// Stripes rebuilt, while `Rebuilding`.
+    pub progress: u64,
+    /// First PVBN of a data column.
+    pub pvbn_base: Pvbn,
+}
+
+/// One group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GroupConfig {
+    pub kind: RaidKind,
+    /// The prime: 17 or 257.
+    pub p: u16,
+    pub stripes: u64,
+    /// Data columns `0..`, row parity `p - 1`, diagonal parity `p`.
+    pub positions: BTreeMap<ColumnNo, Position>,
+}
+
+impl GroupConfig {
+    pub(crate) fn row_column(&self) -> ColumnNo {
+        ColumnNo::new(self.p - 1)
+    }
+    pub(crate) fn diagonal_column(&self) -> ColumnNo {
+        ColumnNo::new(self.p)
+    }
+    /// Positions that hold no whole disk.
+    pub(crate) fn lost(&self) -> u16 {
+        let lost = self.positions.values().filter(|p| p.state != ColumnState::Online).count();
+        u16::try_from(lost).unwrap_or(u16::MAX)
+    }
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub aggregate: AggregateUuid,
+    pub generation: u64,
+    pub pvbn_next: Pvbn,
+    pub groups: BTreeMap<GroupNo, GroupConfig>,
+    pub spares: Vec<DiskUuid>,
+    pub log_disks: Vec<DiskUuid>,
+    /// Taken out; their data is stale.
+    pub failed: Vec<DiskUuid>,
+}
+
+const ROLE_DATA: u8 = 1;
+const ROLE_ROW: u8 = 2;
+const ROLE_DIAGONAL: u8 = 3;
+const ROLE_SPARE: u8 = 4;
+const ROLE_FAILED: u8 = 5;
+const ROLE_LOG: u8 = 6;
+
+fn state_code(state: ColumnState) -> u8 {
+    match state {
+        ColumnState::Online => 1,
+        ColumnState::Rebuilding => 2,
+        ColumnState::Missing => 3,
+    }
+}
+
+fn state_of(code: u8) -> Option<ColumnState> {
+    Some(match code {
+        1 => ColumnState::Online,
+        2 => ColumnState::Rebuilding,
+        3 => ColumnState::Missing,
+        _ => return None,
+    })
+}
+
+impl Config {
+    /// Whether the configuration counts on this disk.
+    pub(crate) fn counts_on(&self, disk: DiskUuid) -> bool {
+        self.spares.contains(&disk)
+            || self.log_disks.contains(&disk)
+            || self.position_of(disk).is_some()
+    }
+
+    /// Where a disk sits.
+    pub(crate) fn position_of(&self, disk: DiskUuid) -> Option<(GroupNo, ColumnNo)> {
+        self.groups.iter().find_map(|(group, config)| {
+            config
+                .positions
+                .iter()
+                .find(|(_, p)| p.disk == Some(disk))
+                .map(|(column, _)| (*group, *column))
+        })
+    }
+
+    /// Records that this configuration takes.
+    pub(crate) fn records(&self) -> usize {
+        let positions: usize = self.groups.values().map(|g| g.positions.len()).sum();
+        self.groups.len()
+            + positions
+            + self.spares.len()
+            + self.log_disks.len()
+            + self.failed.len()
+    }
+
+    /// The blocks of one copy, header first; short by the blocks that hold nothing.
+    pub(crate) fn encode(&self) -> Vec<Block> {
+        let mut content = Vec::with_capacity(self.records() * 64);
+        for (group, config) in &self.groups {
+            content.extend_from_slice(group_record(*group, config).as_bytes());
+        }
+        let mut disks = 0u16;
+        let mut add = |record: DiskRecordV1| {
+            content.extend_from_slice(record.as_bytes());
+            disks += 1;
+        };
+        for (group, config) in &self.groups {
+            for (column, position) in &config.positions {
+                add(position_record(*group, *column, config, position));
+            }
+        }
+        let lists = [
+            (&self.spares, ROLE_SPARE),
+            (&self.log_disks, ROLE_LOG),
+            (&self.failed, ROLE_FAILED),
+        ];
+        for (list, role) in lists {
+            for disk in list {
+                let mut record: DiskRecordV1 = blank();
+                record.disk = disk.bytes();
+                record.group = NONE_U16.into();
+                record.column = NONE_U16.into();
+                record.role = role;
+                add(record);
+            }
+        }
+        let mut header: ConfigHeaderV1 = blank();
+        header.aggregate = self.aggregate.bytes();
+        header.generation = self.generation.into();
+        header.pvbn_next = self.pvbn_next.get().into();
+        header.groups = u16::try_from(self.groups.len()).unwrap_or(u16::MAX).into();
+        header.disks = disks.into();
+        header.content_crc = crc32fast::hash(&content).into();
+        let mut blocks = vec![seal(&header, MAGIC_CONFIG)];
+        for chunk in content.chunks(BLOCK_BYTES) {
+            blocks.push(cairn_sys::BlockMut::copy_of(chunk).freeze());
+        }
+        assert!(blocks.len() as u64 <= CONFIG_BLOCKS, "configuration fits its area");
+        blocks
+    }
+
+    /// Reads one copy; `None` when it is torn, damaged or makes no sense.
+    pub(crate) fn decode(blocks: &[Block]) -> Option<Self> {
+        let (first, rest) = blocks.split_first()?;
+        let header: &ConfigHeaderV1 = open(first, MAGIC_CONFIG).ok()?;
+        let (groups, disks) = (usize::from(header.groups.get()), usize::from(header.disks.get()));
+        if groups + disks > RECORDS_MAX {
+            return None;
+        }
+        let mut content = Vec::with_capacity(RECORDS_MAX * 64);
+        for block in rest {
+            content.extend_from_slice(&block[..]);
+        }
+        let content = content.get(..(groups + disks) * 64)?;
+        if crc32fast::hash(content) != header.content_crc.get() {
+            return None;
+        }
+        let mut config = Self {
+            aggregate: AggregateUuid::new(header.aggregate),
+            generation: header.generation.get(),
+            pvbn_next: Pvbn::new(header.pvbn_next.get()),
+            groups: BTreeMap::new(),
+            spares: Vec::new(),
+            log_disks: Vec::new(),
+            failed: Vec::new(),
+        };
+        let (group_bytes, disk_bytes) = content.split_at(groups * 64);
+        for bytes in group_bytes.chunks_exact(64) {
+            config.take_group(GroupRecordV1::ref_from_bytes(bytes).ok()?)?;
+        }
+        for bytes in disk_bytes.chunks_exact(64) {
+            config.take_disk(DiskRecordV1::ref_from_bytes(bytes).ok()?)?;
+        }
+        Some(config)
+    }
+
+    fn take_group(&mut self, record: &GroupRecordV1) -> Option<()> {
+        let kind = match record.kind {
+            1 => RaidKind::Raid4,
+            2 => RaidKind::RaidDp,
+            _ => return None,
+        };
+        let p = record.p.get();
+        if !matches!(p, 17 | 257) {
+            return None;
+        }
+        let group =
+            GroupConfig { kind, p, stripes: record.stripes.get(), positions: BTreeMap::new() };
+        self.groups.insert(GroupNo::new(record.group.get()), group).is_none().then_some(())
+    }
+
+    fn take_disk(&mut self, record: &DiskRecordV1) -> Option<()> {
+        let disk = DiskUuid::new(record.disk);
+        match record.role {
+            ROLE_SPARE => self.spares.push(disk),
+            ROLE_LOG => self.log_disks.push(disk),
+            ROLE_FAILED => self.failed.push(disk),
+            ROLE_DATA | ROLE_ROW | ROLE_DIAGONAL => {
+                let group = self.groups.get_mut(&GroupNo::new(record.group.get()))?;
+                let column = ColumnNo::new(record.column.get());
+                if column > group.diagonal_column() {
+                    return None;
+                }
+                let position = Position {
+                    disk: (record.disk != [0; 16]).then_some(disk),
+                    state: state_of(record.state)?,
+                    progress: record.progress.get().min(group.stripes),
+                    pvbn_base: Pvbn::new(record.pvbn_base.get()),
+                };
+                if group.positions.insert(column, position).is_some() {
+                    return None;
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+fn group_record(group: GroupNo, config: &GroupConfig) -> GroupRecordV1 {
+    let mut record: GroupRecordV1 = blank();
+    record.group = group.get().into();
+    record.kind = match config.kind {
+        RaidKind::Raid4 => 1,
+        RaidKind::RaidDp => 2,
+    };
+    record.p = config.p.into();
+    record.stripes = config.stripes.into();
+    record
+}
+
+fn position_record(
+    group: GroupNo,
+    column: ColumnNo,
+    config: &GroupConfig,
+    position: &Position,
+) -> DiskRecordV1 {
+    let mut record: DiskRecordV1 = blank();
+    record.disk = position.disk.map_or([0; 16], DiskUuid::bytes);
+    record.group = group.get().into();
+    record.column = column.get().into();
+    record.role = if column == config.row_column() {
+        ROLE_ROW
+    } else if column == config.diagonal_column() {
+        ROLE_DIAGONAL
+    } else {
+        ROLE_DATA
+    };
+    record.state = state_code(position.state);
+    record.pvbn_base = position.pvbn_base.get().into();
+    record.progress = position.progress.into();
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Config {
+        let position = |n: u8, state| Position {
+            disk: (state != ColumnState::Missing).then(|| DiskUuid::new([n; 16])),
+            state,
+            progress: 0,
+            pvbn_base: Pvbn::new(64),
+        };
+        let positions = BTreeMap::from([
+            (ColumnNo::new(0), position(1, ColumnState::Online)),
+            (ColumnNo::new(1), position(2, ColumnState::Missing)),
+            (ColumnNo::new(16), position(3, ColumnState::Rebuilding)),
+            (ColumnNo::new(17), position(4, ColumnState::Online)),
+        ]);
+        let group = GroupConfig { kind: RaidKind::RaidDp, p: 17, stripes: 1000, positions };
+        Config {
+            aggregate: AggregateUuid::new([9; 16]),
+            generation: 5,
+            pvbn_next: Pvbn::new(2048),
+            groups: BTreeMap::from([(GroupNo::new(0), group)]),
+            spares: vec![DiskUuid::new([7; 16])],
+            log_disks: vec![],
+            failed: vec![DiskUuid::new([8; 16])],
+        }
+    }
+
+    #[test]
+    fn configuration_round_trips_and_a_torn_copy_is_refused() {
+        let config = sample();
+        let mut blocks = config.encode();
+        assert_eq!(Config::decode(&blocks), Some(config));
+        blocks[1].make_mut()[70] ^= 4;
+        assert_eq!(Config::decode(&blocks), None);
+    }
+
+    #[test]
+    fn a_disk_that_was_taken_out_is_not_counted_on() {
+        let config = sample();
+        assert!(config.counts_on(DiskUuid::new([1; 16])));
+        assert!(config.counts_on(DiskUuid::new([7; 16])));
+        assert!(!config.counts_on(DiskUuid::new([8; 16])));
+        assert!(!config.counts_on(DiskUuid::new([2; 16])));
+    }
+}

@@ -1,0 +1,331 @@
+//! What all parts of an aggregate share, and disk I/O for many blocks at once.
+//!
+//! Layer: over members and stamps; below write, read, rebuild, scrub. Lock order: flush interval,
+//! stripe locks, configuration, region map. Invariants: no member is used once it is dead; a
+//! death is stable in the configuration of the others before any later write is acknowledged
+//! ([`Core::settle`], in `failure.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use cairn_raid_api::{RaidCounters, RootRecord, ScrubStatus};
+use cairn_raid_disk::{DiskError, REQUEST_BLOCKS_MAX};
+use cairn_sys::{Block, BoxFuture, World};
+use cairn_units::{Dbn, DiskUuid, GroupNo};
+
+use crate::member::Member;
+use crate::open::Opener;
+use crate::stamps::StampCache;
+use crate::stripe_log::StripeLog;
+use crate::tools::{StripeLocks, join_all, lock, read_lock, write_lock};
+use crate::view::View;
+
+/// Blocks in one disk request at the most.
+const RUN_BLOCKS_MAX: usize = 256;
+const _: () = assert!(RUN_BLOCKS_MAX <= REQUEST_BLOCKS_MAX);
+
+macro_rules! counters {
+    ($($name:ident),*) => {
+        /// The counters of [`RaidCounters`], to be added to from anywhere.
+        #[derive(Default)]
+        pub(crate) struct Counters { $(pub $name: AtomicU64),* }
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> RaidCounters {
+                RaidCounters { $($name: self.$name.load(Ordering::Relaxed)),* }
+            }
+        }
+    };
+}
+counters!(
+    full_stripes,
+    partial_stripes,
+    data_blocks,
+    fill_blocks,
+    parity_blocks,
+    checksum_blocks,
+    stripe_log_blocks,
+    parity_read_blocks,
+    reconstructed_blocks,
+    repaired_blocks
+);
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Ordering::Relaxed);
+}
+
+/// The root as it stands.
+#[derive(Default)]
+pub(crate) struct RootState {
+    pub record: Option<RootRecord>,
+    /// Sequence of the last slot written, committed or not.
+    pub sequence: u64,
+    /// Slot that holds the committed root.
+    pub slot: Option<u8>,
+}
+
+/// State that belongs to the flush interval; held exclusively by a flush, shared by whoever
+/// writes stripes.
+#[derive(Default)]
+pub(crate) struct Interval {
+    /// Data columns of each stripe modified since the last flush.
+    pub masks: Mutex<BTreeMap<(GroupNo, u64), [u64; 4]>>,
+}
+
+/// See the module.
+pub(crate) struct Core {
+    pub world: World,
+    pub view: RwLock<Arc<View>>,
+    pub interval: tokio::sync::RwLock<Interval>,
+    pub locks: StripeLocks,
+    pub stamps: StampCache,
+    pub log: StripeLog,
+    pub root: Mutex<RootState>,
+    /// Held while the configuration changes.
+    pub config: tokio::sync::Mutex<()>,
+    /// Deaths that are not stable in the configuration yet.
+    pub unsettled: AtomicU64,
+    pub fenced: AtomicBool,
+    pub stopped: AtomicBool,
+    pub counters: Counters,
+    pub scrub: Mutex<ScrubStatus>,
+    /// Groups with a rebuild task.
+    pub rebuilding: Mutex<BTreeSet<GroupNo>>,
+    pub opener: Option<Opener>,
+    pub events: Mutex<Vec<crate::Event>>,
+}
+
+/// Why blocks are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// They are new: without them the disk is stale.
+    NewData,
+    /// They replace damaged ones.
+    Mending,
+}
+
+/// One block to read.
+pub(crate) struct Want {
+    pub member: Arc<Member>,
+    pub at: Dbn,
+}
+
+/// Blocks to write to one disk, by address, and what goes with them.
+#[derive(Default)]
+pub(crate) struct DiskWrites {
+    pub blocks: BTreeMap<Dbn, Block>,
+    /// Regions written for the first time.
+    pub regions: Vec<u64>,
+}
+
+/// Blocks to write, by disk.
+#[derive(Default)]
+pub(crate) struct Writes {
+    pub disks: BTreeMap<DiskUuid, (Option<Arc<Member>>, DiskWrites)>,
+}
+
+impl Writes {
+    pub(crate) fn of(&mut self, member: &Arc<Member>) -> &mut DiskWrites {
+        let entry = self.disks.entry(member.uuid).or_default();
+        entry.0.get_or_insert_with(|| member.clone());
+        &mut entry.1
+    }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.disks.is_empty()
+    }
+}
+
+impl Core {
+    /// The aggregate at this moment.
+    pub(crate) fn view(&self) -> Arc<View> {
+        read_lock(&self.view).clone()
+    }
+    pub(crate) fn publish(&self, view: View) {
+        *write_lock(&self.view) = Arc::new(view);
+    }
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Takes note of a failed request; whether the disk was declared dead is up to its budget and
+    /// to what its group can spare.
+    pub(crate) fn fault(&self, member: &Member, error: &DiskError) {
+        tracing::warn!(disk = %member.uuid, location = %member.info.location, %error, "disk error");
+        if *error == DiskError::Fenced {
+            self.fenced.store(true, Ordering::Release);
+        }
+        let spent = member.spend(error);
+        let certain = matches!(error, DiskError::Gone { .. } | DiskError::Fenced);
+        if certain || (spent && self.can_spare(member.uuid)) {
+            self.kill(member);
+        }
+    }
+
+    /// Whether the disk's group could lose it.
+    pub(crate) fn can_spare(&self, disk: DiskUuid) -> bool {
+        let view = self.view();
+        match view.config.position_of(disk) {
+            Some((group, _)) => view.groups.get(&group).is_some_and(|g| {
+                let rebuilding = g.slots.iter().any(|s| {
+                    s.member.as_ref().is_some_and(|m| m.uuid == disk)
+                        && s.state != cairn_raid_api::ColumnState::Online
+                });
+                rebuilding || g.lost() < g.parity()
+            }),
+            None => true,
+        }
+    }
+
+    /// Declares a disk dead; [`Core::settle`] makes that stable.
+    pub(crate) fn kill(&self, member: &Member) {
+        if member.declare_dead() {
+            self.unsettled.fetch_add(1, Ordering::AcqRel);
+            tracing::error!(disk = %member.uuid, location = %member.info.location, "disk taken out");
+        }
+    }
+
+    /// Reads many blocks at once: neighbours in one request, disks in parallel. Faults are noted.
+    pub(crate) async fn read_many(&self, wants: Vec<Want>) -> Vec<Result<Block, DiskError>> {
+        let mut order: Vec<usize> = (0..wants.len()).collect();
+        order.sort_by_key(|i| (wants[*i].member.uuid, wants[*i].at));
+        let mut runs: Vec<Vec<usize>> = Vec::new();
+        for i in order {
+            let joins = runs.last().is_some_and(|run| {
+                let last = &wants[run[run.len() - 1]];
+                run.len() < RUN_BLOCKS_MAX
+                    && last.member.uuid == wants[i].member.uuid
+                    && last.at.plus(1) == wants[i].at
+            });
+            match runs.last_mut() {
+                Some(run) if joins => run.push(i),
+                _ => runs.push(vec![i]),
+            }
+        }
+        let futures: Vec<BoxFuture<Vec<Result<Block, DiskError>>>> = runs
+            .iter()
+            .map(|run| {
+                let (member, at, n) = (wants[run[0]].member.clone(), wants[run[0]].at, run.len());
+                let read: BoxFuture<_> = Box::pin(read_run(member, at, n));
+                read
+            })
+            .collect();
+        let answers = join_all(futures).await;
+        let mut out: Vec<Option<Result<Block, DiskError>>> = wants.iter().map(|_| None).collect();
+        for (run, answers) in runs.iter().zip(answers) {
+            let mut noted = false;
+            for (i, answer) in run.iter().zip(answers) {
+                if let Err(error) = &answer {
+                    // One request that timed out is one fault, however long it was.
+                    if !noted || matches!(error, DiskError::Medium { .. }) {
+                        self.fault(&wants[*i].member, error);
+                    }
+                    noted = true;
+                }
+                out[*i] = Some(answer);
+            }
+        }
+        let missing = || Err(DiskError::Gone { reason: "no answer".into() });
+        out.into_iter().map(|o| o.unwrap_or_else(missing)).collect()
+    }
+
+    /// Writes many blocks at once. A disk that does not take its blocks missed a write and is dead
+    /// afterwards; when it only missed being mended, it stays if its group cannot spare it.
+    pub(crate) async fn write_many(&self, writes: Writes, purpose: Purpose) {
+        let mut futures: Vec<BoxFuture<Option<(Arc<Member>, DiskError)>>> = Vec::new();
+        for (member, writes) in writes.disks.into_values() {
+            let Some(member) = member.filter(|m| !m.is_dead()) else { continue };
+            futures.push(Box::pin(async move {
+                match write_disk(&member, writes).await {
+                    Ok(()) => None,
+                    Err(error) => Some((member, error)),
+                }
+            }));
+        }
+        for (member, error) in join_all(futures).await.into_iter().flatten() {
+            self.fault(&member, &error);
+            if purpose == Purpose::NewData || self.can_spare(member.uuid) {
+                self.kill(&member);
+            }
+        }
+    }
+
+    /// Adds an event for whoever asks ([`crate::RaidAggregate::events`]).
+    pub(crate) fn event(&self, event: crate::Event) {
+        let mut events = lock(&self.events);
+        if events.len() >= crate::EVENTS_MAX {
+            events.remove(0);
+        }
+        events.push(event);
+    }
+}
+
+async fn read_run(member: Arc<Member>, at: Dbn, count: usize) -> Vec<Result<Block, DiskError>> {
+    if member.is_dead() {
+        let gone = || Err(DiskError::Gone { reason: "taken out".into() });
+        return (0..count).map(|_| gone()).collect();
+    }
+    match member.read(at, count).await {
+        Ok(blocks) => blocks.into_iter().map(Ok).collect(),
+        Err(DiskError::Medium { .. }) if count > 1 => {
+            let mut out = Vec::with_capacity(count);
+            for i in 0..count as u64 {
+                out.push(match member.read(at.plus(i), 1).await {
+                    Ok(mut blocks) => blocks
+                        .pop()
+                        .ok_or_else(|| DiskError::Gone { reason: "short read".into() }),
+                    Err(error) => Err(error),
+                });
+            }
+            out
+        }
+        Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
+    }
+}
+
+async fn write_disk(member: &Arc<Member>, writes: DiskWrites) -> Result<(), DiskError> {
+    let mut blocks = writes.blocks;
+    let new_regions: Vec<u64> =
+        writes.regions.into_iter().filter(|r| !member.map.has(*r)).collect();
+    let _map = if new_regions.is_empty() {
+        None
+    } else {
+        let held = member.map.writing.lock().await;
+        blocks.extend(member.map.stage(member.uuid, &member.layout, &new_regions));
+        Some(held)
+    };
+    member.mark_dirty();
+    let mut runs: Vec<(Dbn, Vec<Block>)> = Vec::new();
+    for (at, block) in blocks {
+        let joins = runs.last().is_some_and(|(start, run)| {
+            run.len() < RUN_BLOCKS_MAX && start.plus(run.len() as u64) == at
+        });
+        match runs.last_mut() {
+            Some((_, run)) if joins => run.push(block),
+            _ => runs.push((at, vec![block])),
+        }
+    }
+    let futures: Vec<BoxFuture<Result<(), DiskError>>> = runs
+        .into_iter()
+        .map(|(at, run)| {
+            let member = member.clone();
+            let write: BoxFuture<_> = Box::pin(async move { write_run(&member, at, run).await });
+            write
+        })
+        .collect();
+    join_all(futures).await.into_iter().collect()
+}
+
+/// One request; after a medium error each block once more by itself, since drives remap a bad
+/// sector when it is written.
+async fn write_run(member: &Member, at: Dbn, run: Vec<Block>) -> Result<(), DiskError> {
+    match member.disk.write(at, run.clone()).await {
+        Err(DiskError::Medium { .. }) => {
+            for (i, block) in (0u64..).zip(run) {
+                member.disk.write(at.plus(i), vec![block]).await?;
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,320 @@
+//! One disk of the aggregate at run time: its driver, its faults, its map of written regions.
+//!
+//! Layer: over the disk driver. Invariants: a dead member is never read or written again; a
+//! region whose bit is clear was never written and reads as zeros; the durable copy of a map
+//! block is never the one that is written next.
+
+use std::sync::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use cairn_raid_disk::{Disk, DiskError, DiskInfo};
+use cairn_sys::{Block, BlockMut};
+use cairn_units::{Blocks, Dbn, DiskUuid};
+
+use crate::layout::Layout;
+use crate::ondisk::{MAGIC_MAP, MAP_REGIONS, MapBlockV1, blank, open, seal};
+use crate::tools::lock;
+
+/// Medium errors after which a disk is taken out, when its group can spare it.
+pub(crate) const MEDIUM_ERRORS_MAX: u32 = 64;
+/// Timeouts after which a disk is taken out, when its group can spare it.
+pub(crate) const TIMEOUTS_MAX: u32 = 4;
+
+/// A disk at run time.
+pub(crate) struct Member {
+    pub uuid: DiskUuid,
+    pub disk: Arc<dyn Disk>,
+    pub info: DiskInfo,
+    pub layout: Layout,
+    pub map: RegionMap,
+    dead: AtomicBool,
+    /// Written since its last flush.
+    dirty: AtomicBool,
+    medium_errors: AtomicU32,
+    timeouts: AtomicU32,
+    pub checksum_errors: AtomicU64,
+}
+
+impl Member {
+    pub(crate) fn new(
+        uuid: DiskUuid,
+        disk: Arc<dyn Disk>,
+        layout: Layout,
+        map: RegionMap,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            uuid,
+            info: disk.info(),
+            disk,
+            layout,
+            map,
+            dead: AtomicBool::new(false),
+            dirty: AtomicBool::new(false),
+            medium_errors: AtomicU32::new(0),
+            timeouts: AtomicU32::new(0),
+            checksum_errors: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+    /// Whether this call was the one that declared it dead.
+    pub(crate) fn declare_dead(&self) -> bool {
+        !self.dead.swap(true, Ordering::AcqRel)
+    }
+    pub(crate) fn mark_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
+    }
+    /// Whether there was something to flush; cleared, since the caller flushes now.
+    pub(crate) fn take_dirty(&self) -> bool {
+        self.dirty.swap(false, Ordering::AcqRel)
+    }
+
+    /// Counts an error against the budget; `true` when the budget is spent.
+    pub(crate) fn spend(&self, error: &DiskError) -> bool {
+        match error {
+            DiskError::Medium { .. } => {
+                self.medium_errors.fetch_add(1, Ordering::Relaxed) + 1 > MEDIUM_ERRORS_MAX
+            }
+            DiskError::TimedOut { .. } => {
+                self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 > TIMEOUTS_MAX
+            }
+            DiskError::Gone { .. } | DiskError::Fenced | DiskError::OutOfRange { .. } => true,
+        }
+    }
+
+    /// Reads `count` blocks.
+    pub(crate) async fn read(&self, at: Dbn, count: usize) -> Result<Vec<Block>, DiskError> {
+        let bufs = (0..count).map(|_| BlockMut::dirty()).collect();
+        let bufs = self.disk.read(at, bufs).await?;
+        Ok(bufs.into_iter().map(BlockMut::freeze).collect())
+    }
+
+    /// Writes and flushes, apart from the flush intervals (labels, configuration, logs, roots).
+    pub(crate) async fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> Result<(), DiskError> {
+        self.disk.write(at, blocks).await?;
+        self.disk.flush().await
+    }
+}
+
+/// What is known of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RegionKnown {
+    /// Never written: zeros, not read.
+    Never,
+    /// Written: its stamps say what it holds.
+    Written,
+    /// The newest map copy was lost: written when its stamps are there, else never.
+    Perhaps,
+}
+
+struct MapBlock {
+    bits: Vec<u64>,
+    sequence: u64,
+    /// Copy that must not be overwritten.
+    durable: Option<u8>,
+    /// Changed since the last flush, into the other copy.
+    dirty: bool,
+    /// A copy that should be there was not.
+    suspect: bool,
+    /// No copy could be read.
+    lost: bool,
+}
+
+impl MapBlock {
+    fn target(&self) -> u8 {
+        match self.durable {
+            Some(0) => 1,
+            _ => 0,
+        }
+    }
+}
+
+/// The map of written regions of one disk.
+pub(crate) struct RegionMap {
+    blocks: Mutex<Vec<MapBlock>>,
+    /// Held while map blocks are written: two writes of one block must not overtake each other.
+    pub writing: tokio::sync::Mutex<()>,
+}
+
+impl RegionMap {
+    /// The map of a disk that holds nothing; [`Self::format`] gives its blocks.
+    pub(crate) fn empty(layout: &Layout) -> Self {
+        let blocks = (0..layout.map_indexes())
+            .map(|_| MapBlock {
+                bits: vec![0; 504],
+                sequence: 1,
+                durable: Some(0),
+                dirty: false,
+                suspect: false,
+                lost: false,
+            })
+            .collect();
+        Self { blocks: Mutex::new(blocks), writing: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Both copies of every block, in disk order, for a disk that joins.
+    pub(crate) fn format(&self, disk: DiskUuid) -> Vec<Block> {
+        let blocks = lock(&self.blocks);
+        (0u64..)
+            .zip(blocks.iter())
+            .flat_map(|(index, b)| [encode(disk, index, b, b.sequence), Block::zero()])
+            .collect()
+    }
+
+    /// Reads the map of a disk that joined earlier.
+    ///
+    /// # Errors
+    /// When the device does not answer; unreadable blocks count as lost.
+    pub(crate) async fn load(
+        uuid: DiskUuid,
+        disk: &Arc<dyn Disk>,
+        layout: &Layout,
+    ) -> Result<Self, DiskError> {
+        let mut blocks = Vec::new();
+        for index in 0..layout.map_indexes() {
+            let mut best: Option<MapBlock> = None;
+            for copy in [0u8, 1] {
+                let read = disk.read(layout.map_dbn(index, copy), vec![BlockMut::dirty()]).await;
+                let bytes = match read {
+                    Ok(mut bufs) => bufs.pop(),
+                    Err(DiskError::Medium { .. }) => None,
+                    Err(e) => return Err(e),
+                };
+                let found = bytes.and_then(|b| decode(uuid, index, copy, &b));
+                best = match (best, found) {
+                    (Some(a), Some(b)) => {
+                        let mut newest = if b.sequence > a.sequence { b } else { a };
+                        newest.suspect = false;
+                        Some(newest)
+                    }
+                    (a, b) => a.or(b),
+                };
+            }
+            blocks.push(best.unwrap_or_else(|| MapBlock {
+                bits: vec![0; 504],
+                sequence: 1,
+                durable: None,
+                dirty: false,
+                suspect: false,
+                lost: true,
+            }));
+        }
+        Ok(Self { blocks: Mutex::new(blocks), writing: tokio::sync::Mutex::new(()) })
+    }
+
+    pub(crate) fn known(&self, region: u64) -> RegionKnown {
+        let blocks = lock(&self.blocks);
+        let Some((block, word, bit)) = place(&blocks, region) else { return RegionKnown::Never };
+        if block.bits[word] & bit != 0 {
+            RegionKnown::Written
+        } else if block.lost {
+            RegionKnown::Written
+        } else if block.suspect {
+            RegionKnown::Perhaps
+        } else {
+            RegionKnown::Never
+        }
+    }
+
+    /// Whether the bit itself is set, so that no map block has to be written for the region.
+    pub(crate) fn has(&self, region: u64) -> bool {
+        let blocks = lock(&self.blocks);
+        place(&blocks, region).is_some_and(|(block, word, bit)| block.bits[word] & bit != 0)
+    }
+
+    /// Sets bits and gives the map blocks to write. The caller holds `writing` until they are
+    /// written.
+    pub(crate) fn stage(
+        &self,
+        uuid: DiskUuid,
+        layout: &Layout,
+        regions: &[u64],
+    ) -> Vec<(Dbn, Block)> {
+        let mut blocks = lock(&self.blocks);
+        let mut touched: Vec<u64> = Vec::new();
+        for region in regions {
+            let index = region / MAP_REGIONS;
+            let (word, bit) = word_bit(*region);
+            let Some(block) = usize::try_from(index).ok().and_then(|i| blocks.get_mut(i)) else {
+                continue;
+            };
+            if block.bits[word] & bit == 0 {
+                block.bits[word] |= bit;
+                touched.push(index);
+            }
+        }
+        touched.dedup();
+        let mut out = Vec::new();
+        for index in touched {
+            let Some(block) = usize::try_from(index).ok().and_then(|i| blocks.get_mut(i)) else {
+                continue;
+            };
+            block.dirty = true;
+            let at = layout.map_dbn(index, block.target());
+            out.push((at, encode(uuid, index, block, block.sequence + 1)));
+        }
+        out
+    }
+
+    /// Everything written so far is durable.
+    pub(crate) fn flushed(&self) {
+        for block in lock(&self.blocks).iter_mut().filter(|b| b.dirty) {
+            block.durable = Some(block.target());
+            block.sequence += 1;
+            block.dirty = false;
+            block.suspect = false;
+        }
+    }
+
+    /// Regions that may hold something, in order, of `0..regions`.
+    pub(crate) fn any_written(&self, region: u64) -> bool {
+        self.known(region) != RegionKnown::Never
+    }
+}
+
+fn word_bit(region: u64) -> (usize, u64) {
+    let within = region % MAP_REGIONS;
+    (usize::try_from(within / 64).unwrap_or(0), 1 << (within % 64))
+}
+
+fn place(blocks: &[MapBlock], region: u64) -> Option<(&MapBlock, usize, u64)> {
+    let block = blocks.get(usize::try_from(region / MAP_REGIONS).ok()?)?;
+    let (word, bit) = word_bit(region);
+    Some((block, word, bit))
+}
+
+fn encode(disk: DiskUuid, index: u64, block: &MapBlock, sequence: u64) -> Block {
+    let mut raw: MapBlockV1 = blank();
+    raw.disk = disk.bytes();
+    raw.index = index.into();
+    raw.sequence = sequence.into();
+    for (to, from) in raw.bits.iter_mut().zip(&block.bits) {
+        *to = (*from).into();
+    }
+    seal(&raw, MAGIC_MAP)
+}
+
+fn decode(disk: DiskUuid, index: u64, copy: u8, block: &BlockMut) -> Option<MapBlock> {
+    let raw: &MapBlockV1 = open(block, MAGIC_MAP).ok()?;
+    if raw.disk != disk.bytes() || raw.index.get() != index {
+        return None;
+    }
+    let sequence = raw.sequence.get();
+    Some(MapBlock {
+        bits: raw.bits.iter().map(|w| w.get()).collect(),
+        sequence,
+        durable: Some(copy),
+        dirty: false,
+        // Until the other copy is found; the first generation has no other copy.
+        suspect: sequence > 1,
+        lost: false,
+    })
+}
+
+/// Blocks that the map of a disk takes.
+pub(crate) fn map_extent(layout: &Layout) -> (Dbn, Blocks) {
+    (Dbn::new(layout.map_at), Blocks::new(layout.map_blocks))
+}

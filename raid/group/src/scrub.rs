@@ -1,0 +1,203 @@
+//! Scrub: every stamp and the parity of every stripe, verified and mended.
+//!
+//! Layer: over stripes. One task, region by region with the stripes locked, throttled. A block
+//! that does not match its stamp is found from parity. A stripe whose stamps all match and whose
+//! parity does not is a lost write of a block together with its stamp: it is mended only when
+//! exactly one column explains it.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use cairn_raid_api::ScrubStatus;
+use cairn_sys::Block;
+use cairn_units::{Blocks, GroupNo};
+
+use crate::core::{Core, Purpose, Writes, count};
+use crate::ondisk::{REGION_STRIPES, crc_of};
+use crate::stamps::StampKind;
+use crate::stripe::{Cell, Solved, StampSet, StripeCells, parity_agrees, solve};
+use crate::tools::lock;
+use crate::view::GroupView;
+
+/// Blocks in memory for one step.
+const STEP_BLOCKS_MAX: usize = 2048;
+/// Pause after each step, within these: half as long as the step took.
+const PAUSE_MIN: Duration = Duration::from_micros(100);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// What one stripe had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Findings {
+    damaged: u64,
+    repaired: u64,
+    mismatches: u64,
+}
+
+impl Core {
+    /// Starts a scrub unless one runs.
+    pub(crate) fn begin_scrub(self: &Arc<Self>) {
+        {
+            let mut status = lock(&self.scrub);
+            if status.running || self.is_stopped() {
+                return;
+            }
+            let stripes = self.view().groups.values().map(|g| g.stripes).sum();
+            *status = ScrubStatus {
+                running: true,
+                stripes_total: Blocks::new(stripes),
+                finished: status.finished,
+                ..ScrubStatus::default()
+            };
+        }
+        let core = self.clone();
+        self.world.spawn.spawn("scrub", Box::pin(async move {
+            let groups: Vec<GroupNo> = core.view().groups.keys().copied().collect();
+            for group in groups {
+                core.scrub_group(group).await;
+            }
+            let mut status = lock(&core.scrub);
+            status.running = false;
+            status.finished = Some(core.world.clock.monotonic());
+        }));
+    }
+
+    async fn scrub_group(self: &Arc<Self>, group: GroupNo) {
+        let mut at = 0;
+        while !self.is_stopped() {
+            let begun = self.world.clock.monotonic();
+            let Some((next, worked)) = self.scrub_step(group, at).await else { return };
+            {
+                let mut status = lock(&self.scrub);
+                status.stripes_done = Blocks::new(status.stripes_done.get() + (next - at));
+            }
+            at = next;
+            if worked {
+                let took = self.world.clock.monotonic().since(begun).unwrap_or(0);
+                let pause = Duration::from_nanos(took / 2).clamp(PAUSE_MIN, PAUSE_MAX);
+                self.world.clock.sleep(pause).await;
+            }
+        }
+    }
+
+    /// Checks from stripe `at` to the end of its region at most; `None` at the end of the group.
+    async fn scrub_step(self: &Arc<Self>, no: GroupNo, at: u64) -> Option<(u64, bool)> {
+        let interval = self.interval.read().await;
+        let region = at / REGION_STRIPES;
+        let held = self.locks.acquire(no, core::iter::once(region)).await;
+        let view = self.view();
+        let group = view.groups.get(&no)?;
+        if at >= group.stripes || group.failed() {
+            return None;
+        }
+        let step = (STEP_BLOCKS_MAX / group.slots.len().max(1)).max(1) as u64;
+        let end = group.stripes.min((region + 1) * REGION_STRIPES).min(at + step);
+        let members: Vec<_> = group.slots.iter().filter_map(|s| s.readable(at)).collect();
+        let written = members.iter().any(|m| m.map.any_written(region));
+        if !written {
+            return Some((end, false));
+        }
+        for member in members {
+            // What is in memory may be better than what is on the disk.
+            self.stamps.drop_clean(member.uuid, region);
+        }
+        let stamps = self.load_stamps(group, &[region]).await;
+        let mut cells: Vec<StripeCells> =
+            (at..end).map(|s| StripeCells::new(s, group.slots.len())).collect();
+        self.read_cells(group, &stamps, &mut cells, |_, _| true).await;
+        let mut writes = Writes::default();
+        let mut sum = Findings::default();
+        for cells in &mut cells {
+            let one = self.scrub_stripe(group, &stamps, cells, &mut writes);
+            sum.damaged += one.damaged;
+            sum.repaired += one.repaired;
+            sum.mismatches += one.mismatches;
+        }
+        if !writes.is_empty() {
+            self.write_many(writes, Purpose::Mending).await;
+        }
+        drop(held);
+        drop(interval);
+        self.settle_soon();
+        count(&self.counters.repaired_blocks, usize::try_from(sum.repaired).unwrap_or(0));
+        let mut status = lock(&self.scrub);
+        status.damaged += sum.damaged;
+        status.repaired += sum.repaired;
+        status.parity_mismatches += sum.mismatches;
+        Some((end, true))
+    }
+
+    fn scrub_stripe(
+        &self,
+        group: &GroupView,
+        stamps: &StampSet,
+        cells: &mut StripeCells,
+        writes: &mut Writes,
+    ) -> Findings {
+        let stripe = cells.stripe;
+        let bad = |cells: &StripeCells| -> u64 {
+            let here = |i: usize| group.slots[i].readable(stripe).is_some();
+            (0..cells.cells.len()).filter(|i| cells.cells[*i] == Cell::Lost && here(*i)).count()
+                as u64
+        };
+        let mut found = Findings { damaged: bad(cells), ..Findings::default() };
+        let first = solve(group, cells);
+        let fits = |solved: &Solved, cells: &StripeCells| {
+            solved.consistent && stamps_agree(stamps, cells, &solved.blocks)
+        };
+        if let Ok(solved) = &first
+            && (fits(solved, cells) || (solved.consistent && found.damaged > 0))
+        {
+            let mended = self.stage_repairs(group, stamps, cells, &solved.blocks, writes);
+            found.repaired += if found.damaged > 0 { mended as u64 } else { 0 };
+            return found;
+        }
+        if matches!(&first, Ok(solved) if !solved.consistent) {
+            found.mismatches = 1;
+        }
+        // One column more may be lost without its stamp saying so; which one explains it?
+        let mut explained: Vec<(usize, Vec<Block>)> = Vec::new();
+        for i in 0..cells.cells.len() {
+            let Cell::Good(block) = cells.cells[i].clone() else { continue };
+            cells.cells[i] = Cell::Lost;
+            if let Ok(solved) = solve(group, cells) {
+                let spare = cells.cells.iter().filter(|c| c.good().is_none()).count()
+                    < usize::from(group.parity());
+                let known = found.damaged > 0 && stamps_agree_but(stamps, cells, &solved.blocks, i);
+                let consistent = solved.consistent && parity_agrees(group, &solved.blocks);
+                if consistent && (spare || known) {
+                    explained.push((i, solved.blocks));
+                }
+            }
+            cells.cells[i] = Cell::Good(block);
+        }
+        if let [(silent, blocks)] = &explained[..] {
+            cells.cells[*silent] = Cell::Lost;
+            found.damaged += 1;
+            found.repaired += self.stage_repairs(group, stamps, cells, blocks, writes) as u64;
+        } else {
+            tracing::error!(stripe, group = %group.group, "parity does not match, cause unclear");
+        }
+        found
+    }
+}
+
+/// Whether the blocks found are those that the stamps of the damaged ones name.
+fn stamps_agree(stamps: &StampSet, cells: &StripeCells, blocks: &[Block]) -> bool {
+    stamps_agree_but(stamps, cells, blocks, usize::MAX)
+}
+
+fn stamps_agree_but(
+    stamps: &StampSet,
+    cells: &StripeCells,
+    blocks: &[Block],
+    but: usize,
+) -> bool {
+    cells.cells.iter().zip(blocks).enumerate().all(|(i, (cell, block))| {
+        i == but
+            || cell.good().is_some()
+            || match stamps.get(i, cells.stripe).map(|s| s.kind()) {
+                Some(StampKind::Written(crc)) => crc == crc_of(&block[..]),
+                _ => true,
+            }
+    })
+}

@@ -1,0 +1,336 @@
+//! Checksum blocks in memory: what each block on each disk should hold.
+//!
+//! Layer: over [`crate::member`]. A bounded cache; an entry that changed since the last flush is
+//! never evicted. Invariant: the copy of a checksum block that was durable at the last flush is
+//! not overwritten before the next flush, so that a power cut leaves the stamps of every
+//! committed block readable. Callers that change an entry hold the stripe lock of its region.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use cairn_raid_api::BlockTag;
+use cairn_raid_disk::DiskError;
+use cairn_sys::Block;
+use cairn_units::{CpCount, Crc, Dbn, DiskUuid, Fsid, Vvbn};
+
+use crate::member::{Member, RegionKnown};
+use crate::ondisk::{
+    MAGIC_STAMPS, REGION_STRIPES, STAMP_PARITY, STAMP_REBUILT, STAMP_UNKNOWN, STAMP_WRITTEN,
+    StampBlockV1, StampV1, blank, open, seal,
+};
+use crate::tools::lock;
+
+/// What a stamp says of its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StampKind {
+    /// Never written, or freed and filled: zeros. The device is not asked.
+    Zero,
+    /// Holds a block with this checksum.
+    Written(Crc),
+    /// Nobody knows; only parity can tell.
+    Unknown,
+}
+
+/// Stamp of a written block.
+pub(crate) fn stamp_written(crc: Crc, tag: BlockTag) -> StampV1 {
+    StampV1 {
+        crc: crc.get().into(),
+        flags: STAMP_WRITTEN.into(),
+        fsid: tag.fsid.get().into(),
+        vvbn: tag.vvbn.get().into(),
+        cp: tag.cp.get().into(),
+    }
+}
+/// Stamp of a parity block.
+pub(crate) fn stamp_parity(crc: Crc) -> StampV1 {
+    let flags = STAMP_WRITTEN | STAMP_PARITY;
+    StampV1 { crc: crc.get().into(), flags: flags.into(), ..StampV1::default() }
+}
+/// Stamp of a block that was rebuilt without its identity.
+pub(crate) fn stamp_rebuilt(crc: Crc) -> StampV1 {
+    let flags = STAMP_WRITTEN | STAMP_REBUILT;
+    StampV1 { crc: crc.get().into(), flags: flags.into(), ..StampV1::default() }
+}
+
+impl StampV1 {
+    pub(crate) fn kind(&self) -> StampKind {
+        let flags = self.flags.get();
+        if flags & STAMP_UNKNOWN != 0 {
+            StampKind::Unknown
+        } else if flags & STAMP_WRITTEN != 0 {
+            StampKind::Written(Crc::new(self.crc.get()))
+        } else {
+            StampKind::Zero
+        }
+    }
+    /// The identity, when the stamp carries one.
+    pub(crate) fn tag(&self) -> Option<BlockTag> {
+        let flags = self.flags.get();
+        (flags & STAMP_WRITTEN != 0 && flags & (STAMP_REBUILT | STAMP_PARITY) == 0).then(|| {
+            BlockTag {
+                fsid: Fsid::new(self.fsid.get()),
+                vvbn: Vvbn::new(self.vvbn.get()),
+                cp: CpCount::new(self.cp.get()),
+            }
+        })
+    }
+}
+
+/// The stamps of one region of one disk.
+pub(crate) struct RegionStamps {
+    stamps: Vec<StampV1>,
+    /// Of the copy last read or flushed.
+    sequence: u64,
+    durable: Option<u8>,
+    /// Changed since the last flush.
+    dirty: bool,
+    /// No copy of it was ever durable: a log record must say so.
+    fresh: bool,
+    /// The newest copy was lost: these stamps may be one flush interval old.
+    pub suspect: bool,
+    used: bool,
+}
+
+fn index(stripe: u64) -> usize {
+    usize::try_from(stripe % REGION_STRIPES).unwrap_or(0)
+}
+
+impl RegionStamps {
+    fn new(stamps: Vec<StampV1>) -> Self {
+        Self {
+            stamps,
+            sequence: 0,
+            durable: None,
+            dirty: false,
+            fresh: false,
+            suspect: false,
+            used: true,
+        }
+    }
+    fn zeros() -> Self {
+        Self { fresh: true, ..Self::new(vec![StampV1::default(); REGION_STRIPES as usize]) }
+    }
+    fn unknown() -> Self {
+        let stamp = StampV1 { flags: STAMP_UNKNOWN.into(), ..StampV1::default() };
+        Self::new(vec![stamp; REGION_STRIPES as usize])
+    }
+    pub(crate) fn get(&self, stripe: u64) -> StampV1 {
+        self.stamps[index(stripe)]
+    }
+    pub(crate) fn set(&mut self, stripe: u64, stamp: StampV1) {
+        self.stamps[index(stripe)] = stamp;
+    }
+    /// Whether no copy was durable at the last flush.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+    fn target(&self) -> u8 {
+        match self.durable {
+            Some(0) => 1,
+            _ => 0,
+        }
+    }
+    /// The block to write, into the copy that may be overwritten.
+    fn stage(&mut self, member: &Member, region: u64) -> (Dbn, Block) {
+        self.dirty = true;
+        let mut raw: StampBlockV1 = blank();
+        raw.disk = member.uuid.bytes();
+        raw.region = region.into();
+        raw.sequence = (self.sequence + 1).into();
+        for (to, from) in raw.stamps.iter_mut().zip(&self.stamps) {
+            *to = *from;
+        }
+        (member.layout.stamps_dbn(region, self.target()), seal(&raw, MAGIC_STAMPS))
+    }
+}
+
+type Key = (DiskUuid, u64);
+/// One region's stamps, shared.
+pub(crate) type StampsRef = Arc<Mutex<RegionStamps>>;
+
+#[derive(Default)]
+struct CacheState {
+    entries: BTreeMap<Key, StampsRef>,
+    dirty: BTreeSet<Key>,
+    /// Where the eviction scan stands.
+    hand: Option<Key>,
+}
+
+/// The cache of checksum blocks.
+pub(crate) struct StampCache {
+    state: Mutex<CacheState>,
+    entries_max: usize,
+    /// Regions that a live stripe log record calls never written before the crash.
+    fresh: Mutex<BTreeSet<Key>>,
+}
+
+impl StampCache {
+    pub(crate) fn new(entries_max: usize) -> Self {
+        Self { state: Mutex::default(), entries_max, fresh: Mutex::default() }
+    }
+
+    /// For recovery: this region had no durable stamps when the power went.
+    pub(crate) fn note_fresh(&self, disk: DiskUuid, region: u64) {
+        lock(&self.fresh).insert((disk, region));
+    }
+    /// Recovery is over.
+    pub(crate) fn forget_fresh(&self) {
+        lock(&self.fresh).clear();
+    }
+
+    /// The stamps of a region, read if need be.
+    ///
+    /// # Errors
+    /// When the device does not answer. Damaged checksum blocks are no error: their stamps are
+    /// unknown.
+    pub(crate) async fn get(&self, member: &Member, region: u64) -> Result<StampsRef, DiskError> {
+        let key = (member.uuid, region);
+        if let Some(found) = lock(&self.state).entries.get(&key) {
+            lock(found).used = true;
+            return Ok(found.clone());
+        }
+        let loaded = self.load(member, region).await?;
+        let mut state = lock(&self.state);
+        if let Some(found) = state.entries.get(&key) {
+            return Ok(found.clone());
+        }
+        if state.entries.len() >= self.entries_max {
+            evict(&mut state);
+        }
+        let entry = Arc::new(Mutex::new(loaded));
+        state.entries.insert(key, entry.clone());
+        Ok(entry)
+    }
+
+    async fn load(&self, member: &Member, region: u64) -> Result<RegionStamps, DiskError> {
+        let known = member.map.known(region);
+        if known == RegionKnown::Never {
+            return Ok(RegionStamps::zeros());
+        }
+        let at = member.layout.stamps_dbn(region, 0);
+        let copies: Vec<Option<Block>> = match member.read(at, 2).await {
+            Ok(blocks) => blocks.into_iter().map(Some).collect(),
+            Err(DiskError::Medium { .. }) => {
+                let mut copies = Vec::new();
+                for copy in [0, 1] {
+                    let one = member.read(member.layout.stamps_dbn(region, copy), 1).await;
+                    copies.push(match one {
+                        Ok(mut blocks) => blocks.pop(),
+                        Err(DiskError::Medium { .. }) => None,
+                        Err(e) => return Err(e),
+                    });
+                }
+                copies
+            }
+            Err(e) => return Err(e),
+        };
+        let fresh = lock(&self.fresh).contains(&(member.uuid, region));
+        let mut best: Option<RegionStamps> = None;
+        let mut valid = 0;
+        for (copy, block) in [0u8, 1].into_iter().zip(&copies) {
+            let Some(found) = block.as_ref().and_then(|b| parse(member.uuid, region, copy, b))
+            else {
+                continue;
+            };
+            valid += 1;
+            if best.as_ref().is_none_or(|b| found.sequence > b.sequence) {
+                best = Some(found);
+            }
+        }
+        Ok(match best {
+            Some(mut found) => {
+                found.suspect = valid == 1 && found.sequence > 1 && !fresh;
+                found
+            }
+            None if fresh || known == RegionKnown::Perhaps => RegionStamps::zeros(),
+            None => RegionStamps::unknown(),
+        })
+    }
+
+    /// The checksum block of a changed region, to be written with its blocks.
+    pub(crate) fn stage(&self, member: &Member, region: u64, entry: &StampsRef) -> (Dbn, Block) {
+        lock(&self.state).dirty.insert((member.uuid, region));
+        lock(entry).stage(member, region)
+    }
+
+    /// Regions changed since the last flush.
+    pub(crate) fn dirty_regions(&self) -> usize {
+        lock(&self.state).dirty.len()
+    }
+
+    /// Everything staged and written so far is durable.
+    pub(crate) fn flushed(&self) {
+        let mut state = lock(&self.state);
+        let dirty = std::mem::take(&mut state.dirty);
+        for key in dirty {
+            if let Some(entry) = state.entries.get(&key) {
+                let mut entry = lock(entry);
+                entry.durable = Some(entry.target());
+                entry.sequence += 1;
+                entry.dirty = false;
+                entry.fresh = false;
+                entry.suspect = false;
+            }
+        }
+    }
+
+    /// Forgets a disk that was taken out.
+    pub(crate) fn forget(&self, disk: DiskUuid) {
+        let mut state = lock(&self.state);
+        state.entries.retain(|key, _| key.0 != disk);
+        state.dirty.retain(|key| key.0 != disk);
+    }
+
+    /// Forgets everything that can be read again, so that a scrub sees the disks themselves.
+    pub(crate) fn drop_clean(&self, disk: DiskUuid, region: u64) {
+        let mut state = lock(&self.state);
+        let key = (disk, region);
+        let idle = state
+            .entries
+            .get(&key)
+            .is_some_and(|e| Arc::strong_count(e) == 1 && !lock(e).dirty);
+        if idle {
+            state.entries.remove(&key);
+        }
+    }
+}
+
+/// Second chance: clean entries that nobody holds go; those used since the last round stay once.
+fn evict(state: &mut CacheState) {
+    let steps_max = 2 * state.entries.len();
+    for _ in 0..steps_max {
+        let next = match state.hand {
+            Some(hand) => {
+                let after = (core::ops::Bound::Excluded(hand), core::ops::Bound::Unbounded);
+                state.entries.range(after).next()
+            }
+            None => state.entries.iter().next(),
+        };
+        let Some((key, entry)) = next else {
+            state.hand = None;
+            continue;
+        };
+        let key = *key;
+        state.hand = Some(key);
+        let idle = Arc::strong_count(entry) == 1 && {
+            let mut entry = lock(entry);
+            let was_used = core::mem::take(&mut entry.used);
+            !entry.dirty && !was_used
+        };
+        if idle {
+            state.entries.remove(&key);
+            return;
+        }
+    }
+}
+
+fn parse(disk: DiskUuid, region: u64, copy: u8, block: &Block) -> Option<RegionStamps> {
+    let raw: &StampBlockV1 = open(block, MAGIC_STAMPS).ok()?;
+    if raw.disk != disk.bytes() || raw.region.get() != region {
+        return None;
+    }
+    let mut found = RegionStamps::new(raw.stamps.to_vec());
+    found.sequence = raw.sequence.get();
+    found.durable = Some(copy);
+    Some(found)
+}

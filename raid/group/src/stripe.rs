@@ -1,0 +1,286 @@
+//! The blocks of stripes in memory: reading them verified, finding lost ones from parity.
+//!
+//! Layer: over core and stamps; below write, repair, rebuild, scrub, recovery. Invariant: a cell
+//! is `Good` only when its stamp vouches for it, so parity is never computed from a block that
+//! has not been verified. The caller holds the stripe locks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cairn_sys::{Block, BoxFuture};
+
+use crate::code::TooMany;
+use crate::core::{Core, Want, Writes, count};
+use crate::ondisk::{REGION_STRIPES, StampV1, crc_of};
+use crate::stamps::{StampKind, StampsRef, stamp_parity, stamp_rebuilt};
+use crate::tools::{join_all, lock};
+use crate::view::GroupView;
+
+/// One block of a stripe, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cell {
+    /// Not asked for yet.
+    Unread,
+    /// Read and verified by its stamp.
+    Good(Block),
+    /// Said to be zeros by stamps that may be one flush interval old.
+    Doubt,
+    /// No disk, no answer, or not what the stamp says.
+    Lost,
+}
+
+impl Cell {
+    pub(crate) fn good(&self) -> Option<&Block> {
+        match self {
+            Self::Good(block) => Some(block),
+            _ => None,
+        }
+    }
+}
+
+/// Stamps of some stripes of a group, by slot and region. A slot whose disk is gone or does not
+/// answer has none.
+#[derive(Default)]
+pub(crate) struct StampSet {
+    refs: BTreeMap<(usize, u64), StampsRef>,
+}
+
+impl StampSet {
+    pub(crate) fn get(&self, slot: usize, stripe: u64) -> Option<StampV1> {
+        let entry = self.refs.get(&(slot, stripe / REGION_STRIPES))?;
+        Some(lock(entry).get(stripe))
+    }
+    pub(crate) fn entry(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
+        self.refs.get(&(slot, stripe / REGION_STRIPES))
+    }
+    fn suspect(&self, slot: usize, stripe: u64) -> bool {
+        self.entry(slot, stripe).is_some_and(|e| lock(e).suspect)
+    }
+    /// Whether the slot's block of the stripe is known to be zeros.
+    pub(crate) fn is_zero(&self, slot: usize, stripe: u64) -> bool {
+        self.get(slot, stripe).is_some_and(|s| s.kind() == StampKind::Zero)
+            && !self.suspect(slot, stripe)
+    }
+}
+
+/// The cells of one stripe, by slot.
+pub(crate) struct StripeCells {
+    pub stripe: u64,
+    pub cells: Vec<Cell>,
+}
+
+impl StripeCells {
+    pub(crate) fn new(stripe: u64, slots: usize) -> Self {
+        Self { stripe, cells: vec![Cell::Unread; slots] }
+    }
+}
+
+/// A stripe with every block known.
+pub(crate) struct Solved {
+    pub blocks: Vec<Block>,
+    /// Whether parity that was not needed agrees; `true` when all of it was needed.
+    pub consistent: bool,
+}
+
+impl Core {
+    /// Stamps of all slots that have a disk, for the regions given. A disk that does not answer is
+    /// noted, and counts as lost here.
+    pub(crate) async fn load_stamps(
+        self: &Arc<Self>,
+        group: &GroupView,
+        regions: &[u64],
+    ) -> StampSet {
+        let mut futures: Vec<BoxFuture<Option<((usize, u64), StampsRef)>>> = Vec::new();
+        for (slot, position) in group.slots.iter().enumerate() {
+            let Some(member) = position.writable() else { continue };
+            for region in regions {
+                let (core, member, region) = (self.clone(), member.clone(), *region);
+                futures.push(Box::pin(async move {
+                    match core.stamps.get(&member, region).await {
+                        Ok(entry) => Some(((slot, region), entry)),
+                        Err(error) => {
+                            core.fault(&member, &error);
+                            None
+                        }
+                    }
+                }));
+            }
+        }
+        StampSet { refs: join_all(futures).await.into_iter().flatten().collect() }
+    }
+
+    /// Reads the cells that `wanted` names and that are still unread. Blocks whose stamp says
+    /// zeros are not read. Returns how many blocks the devices were asked for.
+    pub(crate) async fn read_cells(
+        &self,
+        group: &GroupView,
+        stamps: &StampSet,
+        stripes: &mut [StripeCells],
+        wanted: impl Fn(usize, usize) -> bool,
+    ) -> usize {
+        let mut wants = Vec::new();
+        let mut places = Vec::new();
+        for (i, stripe) in stripes.iter_mut().enumerate() {
+            for (slot, position) in group.slots.iter().enumerate() {
+                if stripe.cells[slot] != Cell::Unread || !wanted(i, slot) {
+                    continue;
+                }
+                let at = stripe.stripe;
+                let (member, stamp) = (position.readable(at), stamps.get(slot, at));
+                stripe.cells[slot] = match (member, stamp.map(|s| s.kind())) {
+                    (Some(_), Some(StampKind::Zero)) if stamps.suspect(slot, at) => Cell::Doubt,
+                    (Some(_), Some(StampKind::Zero)) => Cell::Good(Block::zero()),
+                    (Some(member), Some(StampKind::Written(crc))) => {
+                        let at = member.layout.stripe_dbn(at);
+                        wants.push(Want { member: member.clone(), at });
+                        places.push((i, slot, crc, member.clone()));
+                        Cell::Lost
+                    }
+                    _ => Cell::Lost,
+                };
+            }
+        }
+        let asked = wants.len();
+        for ((i, slot, crc, member), answer) in
+            places.into_iter().zip(self.read_many(wants).await)
+        {
+            let Ok(block) = answer else { continue };
+            if crc_of(&block[..]) == crc {
+                stripes[i].cells[slot] = Cell::Good(block);
+            } else {
+                member.checksum_errors.fetch_add(1, Ordering::Relaxed);
+                let at = stripes[i].stripe;
+                tracing::warn!(disk = %member.uuid, stripe = at, "block does not match its stamp");
+            }
+        }
+        asked
+    }
+
+    /// Stages a rewrite of blocks that were lost on disks that are there. Returns how many.
+    pub(crate) fn stage_repairs(
+        &self,
+        group: &GroupView,
+        stamps: &StampSet,
+        stripe: &StripeCells,
+        blocks: &[Block],
+        writes: &mut Writes,
+    ) -> usize {
+        let mut repaired = 0;
+        for (slot, position) in group.slots.iter().enumerate() {
+            let bad = matches!(stripe.cells[slot], Cell::Lost | Cell::Doubt);
+            let member = position.readable(stripe.stripe);
+            if let (true, Some(member)) = (bad, member) {
+                repaired += usize::from(self.stage_block(
+                    group,
+                    stamps,
+                    stripe.stripe,
+                    slot,
+                    &blocks[slot],
+                    member,
+                    writes,
+                ));
+            }
+        }
+        repaired
+    }
+
+    /// Stages one block that was computed, with a stamp that fits: the old one when it matches.
+    #[expect(clippy::too_many_arguments, reason = "each is another type, and all are borrowed")]
+    pub(crate) fn stage_block(
+        &self,
+        group: &GroupView,
+        stamps: &StampSet,
+        stripe: u64,
+        slot: usize,
+        block: &Block,
+        member: &Arc<crate::member::Member>,
+        writes: &mut Writes,
+    ) -> bool {
+        let Some(entry) = stamps.entry(slot, stripe) else { return false };
+        let crc = crc_of(&block[..]);
+        let old = lock(entry).get(stripe);
+        let zero = block[..].iter().all(|b| *b == 0);
+        let stamp = match old.kind() {
+            StampKind::Written(c) if c == crc => old,
+            _ if zero => StampV1::default(),
+            _ if !group.is_data(group.slots[slot].column) => stamp_parity(crc),
+            _ => stamp_rebuilt(crc),
+        };
+        let out = writes.of(member);
+        if stamp.kind() != StampKind::Zero {
+            out.blocks.insert(member.layout.stripe_dbn(stripe), block.clone());
+        }
+        lock(entry).set(stripe, stamp);
+        self.stage_stamps(stamps, slot, stripe, member, writes);
+        true
+    }
+
+    /// Stages the checksum block of a stripe's region.
+    pub(crate) fn stage_stamps(
+        &self,
+        stamps: &StampSet,
+        slot: usize,
+        stripe: u64,
+        member: &Arc<crate::member::Member>,
+        writes: &mut Writes,
+    ) {
+        let Some(entry) = stamps.entry(slot, stripe) else { return };
+        let region = stripe / REGION_STRIPES;
+        let (at, block) = self.stamps.stage(member, region, entry);
+        let out = writes.of(member);
+        if out.blocks.insert(at, block).is_none() {
+            count(&self.counters.checksum_blocks, 1);
+        }
+        if out.regions.last() != Some(&region) {
+            out.regions.push(region);
+        }
+    }
+}
+
+/// Finds the lost blocks of a stripe of which every cell was read.
+///
+/// # Errors
+/// When more are lost than parity covers.
+pub(crate) fn solve(group: &GroupView, stripe: &StripeCells) -> Result<Solved, TooMany> {
+    let mut lost = stripe.cells.iter().filter(|c| c.good().is_none()).count();
+    let doubt_is_zero = lost > usize::from(group.parity());
+    let mut columns: Vec<(u16, Option<Block>)> = group
+        .slots
+        .iter()
+        .zip(&stripe.cells)
+        .map(|(slot, cell)| {
+            let block = match cell {
+                Cell::Good(block) => Some(block.clone()),
+                Cell::Doubt if doubt_is_zero => {
+                    lost -= 1;
+                    Some(Block::zero())
+                }
+                _ => None,
+            };
+            (slot.column.get(), block)
+        })
+        .collect();
+    let spare = usize::from(group.parity()).saturating_sub(lost);
+    group.code.decode(&mut columns)?;
+    let blocks: Vec<Block> = columns.into_iter().filter_map(|(_, block)| block).collect();
+    let consistent = spare == 0 || parity_agrees(group, &blocks);
+    Ok(Solved { blocks, consistent })
+}
+
+/// Whether the parity blocks of a whole stripe are those of its data.
+pub(crate) fn parity_agrees(group: &GroupView, blocks: &[Block]) -> bool {
+    let width = group.width();
+    let data = group.slots.iter().zip(blocks).take(width).map(|(s, b)| (s.column.get(), b));
+    let parity = group.code.encode(data);
+    parity_slots(group).all(|(slot, diagonal)| {
+        let want = if diagonal { parity.diagonal.as_ref() } else { Some(&parity.row) };
+        want.is_none_or(|w| blocks.get(slot).is_some_and(|b| b == w))
+    })
+}
+
+/// Slots of the parity columns, with whether it is the diagonal one.
+pub(crate) fn parity_slots(group: &GroupView) -> impl Iterator<Item = (usize, bool)> {
+    let (p, width) = (group.code.p, group.width());
+    group.slots.iter().enumerate().skip(width).map(move |(i, s)| (i, s.column.get() == p))
+}

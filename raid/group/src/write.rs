@@ -1,0 +1,462 @@
+//! Writing stripes: choose what to read, compute parity, log, write.
+//!
+//! Layer: over stripes and the stripe log. A write runs in a task of its own, so that a caller
+//! who goes away leaves no half-written stripe. Invariants: nothing of a stripe is overwritten
+//! before its record is stable; parity is computed from verified blocks only; a disk that missed
+//! a write is out, stably, before the write is acknowledged.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cairn_raid_api::{ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
+use cairn_sys::Block;
+use cairn_units::GroupNo;
+
+use crate::code::{Parity, xor_block};
+use crate::core::{Core, Purpose, Writes, count};
+use crate::ondisk::{REGION_STRIPES, crc_of};
+use crate::stamps::{StampKind, stamp_parity, stamp_written};
+use crate::stripe::{Cell, StampSet, StripeCells, parity_slots, solve};
+use crate::stripe_log::{Record, Rest, has_bit, log_blocks, set_bit};
+use crate::tools::lock;
+use crate::view::{GroupView, View};
+
+/// Stripes handled at once, and stripe log blocks that they may take.
+const CHUNK_STRIPES_MAX: usize = 256;
+const CHUNK_LOG_BLOCKS_MAX: u64 = 128;
+
+/// How the new parity of a stripe is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    /// Everything in the stripe is new, or free.
+    Full,
+    /// Read the blocks that stay.
+    Keep,
+    /// Read the blocks that go, and parity.
+    Delta,
+    /// Read everything, because something is lost.
+    All,
+}
+
+/// One stripe under way.
+struct Job {
+    stripe: u64,
+    /// New blocks, by data slot.
+    new: Vec<Option<WriteBlock>>,
+    /// Slots modified earlier in this flush interval.
+    before: [u64; 4],
+    path: Path,
+    /// The unmodified columns are all zeros.
+    rest_zero: bool,
+}
+
+/// What a job comes to.
+struct Outcome {
+    parity: Parity,
+    rest: Rest,
+    /// The whole stripe as it was, when it had to be solved: bad blocks that stay are rewritten.
+    old: Option<Vec<Block>>,
+}
+
+impl Core {
+    pub(crate) async fn write_tetris(self: &Arc<Self>, tetris: Tetris) -> Result<(), WriteError> {
+        self.check_tetris(&tetris)?;
+        let (mut chunk, mut blocks) = (Vec::new(), 1);
+        for stripe in tetris.stripes {
+            let more = if stripe.rest_is_free { 0 } else { 2 };
+            if chunk.len() >= CHUNK_STRIPES_MAX || blocks + more > CHUNK_LOG_BLOCKS_MAX {
+                self.write_chunk(tetris.group, std::mem::take(&mut chunk)).await?;
+                blocks = 1;
+            }
+            chunk.push(stripe);
+            blocks += more;
+        }
+        self.write_chunk(tetris.group, chunk).await
+    }
+
+    fn check_tetris(&self, tetris: &Tetris) -> Result<(), WriteError> {
+        let view = self.view();
+        let mut last = None;
+        for stripe in &tetris.stripes {
+            let mut columns = BTreeSet::new();
+            for block in &stripe.blocks {
+                let fine = view.locate(block.at).is_some_and(|(group, slot, at)| {
+                    group.group == tetris.group && at == stripe.stripe && columns.insert(slot)
+                });
+                if !fine || last.is_some_and(|l| l >= stripe.stripe) {
+                    return Err(WriteError::BadAddress { at: block.at });
+                }
+            }
+            last = Some(stripe.stripe);
+        }
+        Ok(())
+    }
+
+    async fn write_chunk(
+        self: &Arc<Self>,
+        group: GroupNo,
+        stripes: Vec<StripeWrite>,
+    ) -> Result<(), WriteError> {
+        if stripes.is_empty() {
+            return Ok(());
+        }
+        let partial = stripes.iter().filter(|s| !s.rest_is_free).count();
+        let room = log_blocks(stripes.len(), 2 * partial);
+        let interval = loop {
+            let shared = self.interval.read().await;
+            if !self.stamps_full() && self.log.reserve(room) {
+                break shared;
+            }
+            drop(shared);
+            self.flush_interval().await?;
+        };
+        let mut regions: Vec<u64> = stripes.iter().map(|s| s.stripe / REGION_STRIPES).collect();
+        regions.dedup();
+        let _held = self.locks.acquire(group, regions.iter().copied()).await;
+        let view = self.view();
+        let Some(group) = view.groups.get(&group) else {
+            return Err(WriteError::GroupFailed { group, lost: 0, parity: 0 });
+        };
+        self.check_group(group)?;
+        let stamps = self.load_stamps(group, &regions).await;
+        self.drop_mute_disks(group, &stamps, &regions);
+
+        let mut jobs: Vec<Job> = stripes
+            .into_iter()
+            .map(|stripe| {
+                let before = lock(&interval.masks).get(&(group.group, stripe.stripe)).copied();
+                Job::new(group, &stamps, stripe, before.unwrap_or_default())
+            })
+            .collect();
+        let (mut cells, outcomes) = self.compute(group, &stamps, &mut jobs).await?;
+        let records: Vec<Record> = jobs
+            .iter()
+            .zip(&outcomes)
+            .map(|(job, outcome)| job.record(group, &stamps, outcome))
+            .collect();
+        for record in &records {
+            lock(&interval.masks).insert((record.group, record.stripe), record.mask);
+        }
+        let payload: usize = records.iter().map(Record::payload_blocks).sum();
+        self.log.give_back(room.saturating_sub(log_blocks(records.len(), payload)));
+        self.log_append(records).await?;
+        let mut writes = Writes::default();
+        for ((job, outcome), cells) in jobs.iter().zip(&outcomes).zip(&mut cells) {
+            self.stage_job(group, &stamps, job, outcome, cells, &mut writes);
+        }
+        self.write_many(writes, Purpose::NewData).await;
+        self.settle().await?;
+        drop(interval);
+        let view: Arc<View> = self.view();
+        view.groups.get(&group.group).map_or(Ok(()), |g| self.check_group(g))
+    }
+
+    /// Whether so many checksum blocks changed that they must be flushed first.
+    fn stamps_full(&self) -> bool {
+        self.stamps.dirty_regions() > crate::DIRTY_REGIONS_MAX
+    }
+
+    pub(crate) fn check_group(&self, group: &GroupView) -> Result<(), WriteError> {
+        if self.fenced.load(Ordering::Acquire) {
+            return Err(WriteError::Fenced);
+        }
+        if group.failed() {
+            let (lost, parity) = (group.lost(), group.parity());
+            return Err(WriteError::GroupFailed { group: group.group, lost, parity });
+        }
+        Ok(())
+    }
+
+    /// A disk whose stamps cannot be read cannot take part in a write: it would miss it.
+    fn drop_mute_disks(&self, group: &GroupView, stamps: &StampSet, regions: &[u64]) {
+        for (i, slot) in group.slots.iter().enumerate() {
+            let Some(member) = slot.writable() else { continue };
+            if regions.iter().any(|r| stamps.entry(i, r * REGION_STRIPES).is_none()) {
+                self.kill(member);
+            }
+        }
+    }
+
+    /// Reads what the jobs need and computes their parity.
+    async fn compute(
+        self: &Arc<Self>,
+        group: &GroupView,
+        stamps: &StampSet,
+        jobs: &mut [Job],
+    ) -> Result<(Vec<StripeCells>, Vec<Outcome>), WriteError> {
+        let slots = group.slots.len();
+        let mut cells: Vec<StripeCells> =
+            jobs.iter().map(|job| StripeCells::new(job.stripe, slots)).collect();
+        let mut asked = self
+            .read_cells(group, stamps, &mut cells, |i, slot| jobs[i].needs(group, slot))
+            .await;
+        let mut again = false;
+        for (job, cells) in jobs.iter_mut().zip(&cells) {
+            let complete = (0..slots)
+                .all(|slot| !job.needs(group, slot) || cells.cells[slot].good().is_some());
+            if !complete {
+                job.path = Path::All;
+                again = true;
+            }
+        }
+        if again {
+            let all = |i: usize, _slot: usize| jobs[i].path == Path::All;
+            asked += self.read_cells(group, stamps, &mut cells, all).await;
+        }
+        count(&self.counters.parity_read_blocks, asked);
+        let outcomes = jobs
+            .iter()
+            .zip(&cells)
+            .map(|(job, cells)| job.outcome(group, cells))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok((cells, outcomes))
+    }
+
+    /// Stages everything that a job writes.
+    fn stage_job(
+        &self,
+        group: &GroupView,
+        stamps: &StampSet,
+        job: &Job,
+        outcome: &Outcome,
+        cells: &mut StripeCells,
+        writes: &mut Writes,
+    ) {
+        let width = group.width();
+        for (i, slot) in group.slots.iter().enumerate().take(width) {
+            let Some(member) = slot.writable() else { continue };
+            let Some(entry) = stamps.entry(i, job.stripe) else { continue };
+            match &job.new[i] {
+                Some(block) => {
+                    let at = member.layout.stripe_dbn(job.stripe);
+                    writes.of(member).blocks.insert(at, block.data.clone());
+                    lock(entry).set(job.stripe, stamp_written(block.crc, block.tag));
+                    count(&self.counters.data_blocks, 1);
+                    // Not to be mended below.
+                    cells.cells[i] = Cell::Unread;
+                }
+                None if job.path == Path::Full => {
+                    if lock(entry).get(job.stripe).kind() == StampKind::Zero {
+                        continue;
+                    }
+                    lock(entry).set(job.stripe, Default::default());
+                    count(&self.counters.fill_blocks, 1);
+                }
+                None => continue,
+            }
+            self.stage_stamps(stamps, i, job.stripe, member, writes);
+        }
+        for (i, diagonal) in parity_slots(group) {
+            cells.cells[i] = Cell::Unread;
+            let block = if diagonal { outcome.parity.diagonal.as_ref() } else { Some(&outcome.parity.row) };
+            let (Some(member), Some(block)) = (group.slots[i].writable(), block) else { continue };
+            let Some(entry) = stamps.entry(i, job.stripe) else { continue };
+            lock(entry).set(job.stripe, stamp_parity(crc_of(&block[..])));
+            writes.of(member).blocks.insert(member.layout.stripe_dbn(job.stripe), block.clone());
+            count(&self.counters.parity_blocks, 1);
+            self.stage_stamps(stamps, i, job.stripe, member, writes);
+        }
+        if let Some(old) = &outcome.old {
+            let repaired = self.stage_repairs(group, stamps, cells, old, writes);
+            count(&self.counters.repaired_blocks, repaired);
+        }
+        let full = job.path == Path::Full;
+        let counter =
+            if full { &self.counters.full_stripes } else { &self.counters.partial_stripes };
+        count(counter, 1);
+    }
+}
+
+impl Job {
+    fn new(group: &GroupView, stamps: &StampSet, stripe: StripeWrite, before: [u64; 4]) -> Self {
+        let width = group.width();
+        let mut new: Vec<Option<WriteBlock>> = vec![None; width];
+        let free = stripe.rest_is_free;
+        for block in stripe.blocks {
+            let slot = group.slots.iter().take(width).position(|s| {
+                block.at.since(s.pvbn_base) == Some(stripe.stripe)
+            });
+            if let Some(slot) = slot {
+                new[slot] = Some(block);
+            }
+        }
+        let path =
+            if free || new.iter().all(Option::is_some) { Path::Full } else { Path::Keep };
+        let mut job = Self { stripe: stripe.stripe, new, before, path, rest_zero: false };
+        if path != Path::Full {
+            let zero = |i: usize| {
+                group.slots[i].readable(job.stripe).is_some() && stamps.is_zero(i, job.stripe)
+            };
+            job.rest_zero = (0..width).filter(|i| job.unmodified(group, *i)).all(zero);
+            job.path = job.cheaper(group, stamps);
+        }
+        job
+    }
+
+    /// Whether the data slot stays, and held the same at the last flush.
+    fn unmodified(&self, group: &GroupView, slot: usize) -> bool {
+        self.new[slot].is_none() && !has_bit(&self.before, group.slots[slot].column.get())
+    }
+
+    fn any_unmodified(&self, group: &GroupView) -> bool {
+        (0..self.new.len()).any(|i| self.unmodified(group, i))
+    }
+
+    /// The cheaper way that has everything it needs.
+    fn cheaper(&self, group: &GroupView, stamps: &StampSet) -> Path {
+        let cost = |path: Path| -> Option<usize> {
+            let mut blocks = 0;
+            for (i, slot) in group.slots.iter().enumerate() {
+                if self.needs_for(path, group, i) {
+                    slot.readable(self.stripe)?;
+                    match stamps.get(i, self.stripe)?.kind() {
+                        StampKind::Zero => {}
+                        StampKind::Written(_) => blocks += 1,
+                        StampKind::Unknown => return None,
+                    }
+                }
+            }
+            Some(blocks)
+        };
+        match (cost(Path::Keep), cost(Path::Delta)) {
+            (Some(keep), Some(delta)) if delta < keep => Path::Delta,
+            (Some(_), _) => Path::Keep,
+            (None, Some(_)) => Path::Delta,
+            (None, None) => Path::All,
+        }
+    }
+
+    fn needs(&self, group: &GroupView, slot: usize) -> bool {
+        self.needs_for(self.path, group, slot)
+    }
+
+    fn needs_for(&self, path: Path, group: &GroupView, slot: usize) -> bool {
+        let data = slot < self.new.len();
+        match path {
+            Path::Full => false,
+            Path::Keep => data && self.new[slot].is_none(),
+            Path::Delta => {
+                let modified = data && self.new[slot].is_none() && !self.unmodified(group, slot);
+                !data
+                    || self.new[slot].is_some()
+                    || (modified && !self.rest_zero && self.any_unmodified(group))
+            }
+            Path::All => true,
+        }
+    }
+
+    fn outcome(&self, group: &GroupView, cells: &StripeCells) -> Result<Outcome, WriteError> {
+        let width = self.new.len();
+        let column = |i: usize| group.slots[i].column.get();
+        if self.path == Path::Delta {
+            return self.delta(group, cells);
+        }
+        let mut old = None;
+        let mut kept: Vec<Option<Block>> =
+            (0..width).map(|i| cells.cells[i].good().cloned()).collect();
+        let missing = (0..width).any(|i| self.new[i].is_none() && kept[i].is_none());
+        if self.path == Path::All {
+            match solve(group, cells) {
+                Ok(solved) => {
+                    kept = solved.blocks.iter().take(width).cloned().map(Some).collect();
+                    old = Some(solved.blocks);
+                }
+                Err(lost) if missing => return Err(self.lost(group, lost.0)),
+                // What is lost is overwritten anyway.
+                Err(_) => {}
+            }
+        }
+        let value = |i: usize| -> Option<&Block> {
+            match &self.new[i] {
+                Some(block) => Some(&block.data),
+                None if self.path == Path::Full => None,
+                None => kept[i].as_ref(),
+            }
+        };
+        let parity =
+            group.code.encode((0..width).filter_map(|i| value(i).map(|b| (column(i), b))));
+        let rest = if self.path == Path::Full || !self.any_unmodified(group) {
+            Rest::None
+        } else if self.rest_zero {
+            Rest::Zero
+        } else {
+            let unmodified = (0..width).filter(|i| self.unmodified(group, *i));
+            let partial = group
+                .code
+                .encode(unmodified.filter_map(|i| kept[i].as_ref().map(|b| (column(i), b))));
+            Rest::Partial(core::iter::once(partial.row).chain(partial.diagonal).collect())
+        };
+        Ok(Outcome { parity, rest, old })
+    }
+
+    /// Read-modify-write: what goes and what comes, applied to the old parity.
+    fn delta(&self, group: &GroupView, cells: &StripeCells) -> Result<Outcome, WriteError> {
+        let width = self.new.len();
+        let column = |i: usize| group.slots[i].column.get();
+        let (mut row, mut diagonal) = (None, None);
+        for (i, is_diagonal) in parity_slots(group) {
+            let block = cells.cells[i].good().cloned();
+            if is_diagonal {
+                diagonal = block;
+            } else {
+                row = block;
+            }
+        }
+        let Some(row) = row else { return Err(self.lost(group, 1)) };
+        let base = Parity { row, diagonal };
+        let apply = |blocks: Vec<(u16, Block)>| {
+            let change = group.code.encode(blocks.iter().map(|(c, b)| (*c, b)));
+            let mut out = base.clone();
+            xor_block(&mut out.row, &change.row);
+            if let (Some(to), Some(from)) = (&mut out.diagonal, &change.diagonal) {
+                xor_block(to, from);
+            }
+            out
+        };
+        let mut changes = Vec::new();
+        let mut going = Vec::new();
+        for i in 0..width {
+            let old = cells.cells[i].good();
+            match (&self.new[i], old) {
+                (Some(block), Some(old)) => {
+                    let mut change = old.clone();
+                    xor_block(&mut change, &block.data);
+                    changes.push((column(i), change));
+                    going.push((column(i), old.clone()));
+                }
+                (None, Some(old)) => going.push((column(i), old.clone())),
+                _ => {}
+            }
+        }
+        let rest = if !self.any_unmodified(group) {
+            Rest::None
+        } else if self.rest_zero {
+            Rest::Zero
+        } else {
+            let partial = apply(going);
+            Rest::Partial(core::iter::once(partial.row).chain(partial.diagonal).collect())
+        };
+        Ok(Outcome { parity: apply(changes), rest, old: None })
+    }
+
+    fn lost(&self, group: &GroupView, lost: u16) -> WriteError {
+        let at = group.slots[0].pvbn_base.plus(self.stripe);
+        ReadError::TooManyLost { at, lost, parity: group.parity() }.into()
+    }
+
+    fn record(&self, group: &GroupView, stamps: &StampSet, outcome: &Outcome) -> Record {
+        let mut mask = self.before;
+        let mut fresh = [0; 5];
+        for (i, slot) in group.slots.iter().enumerate() {
+            let data = i < self.new.len();
+            if data && (self.path == Path::Full || self.new[i].is_some()) {
+                set_bit(&mut mask, slot.column.get());
+            }
+            if stamps.entry(i, self.stripe).is_some_and(|e| lock(e).is_fresh()) {
+                set_bit(&mut fresh, slot.column.get());
+            }
+        }
+        Record { group: group.group, stripe: self.stripe, mask, fresh, rest: outcome.rest.clone() }
+    }
+}

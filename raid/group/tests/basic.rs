@@ -1,0 +1,89 @@
+//! The plain life of an aggregate.
+
+mod common;
+
+use cairn_raid_api::{Aggregate, AggregateAdmin, LogStore, ReadRequest};
+use cairn_raid_group::RaidKind;
+use cairn_units::Pvbn;
+use common::{Bench, Shape, noise};
+
+#[test]
+fn written_blocks_read_back_before_and_after_reopening() {
+    for (seed, shape) in [
+        (1, Shape::dp()),
+        (2, Shape { raid: RaidKind::Raid4, disks: 4, ..Shape::dp() }),
+        (3, Shape { max_width: 200, disks: 9, ..Shape::dp() }),
+        (4, Shape { disks: 3, ..Shape::dp() }),
+    ] {
+        let mut bench = Bench::new(seed, shape);
+        for _ in 0..6 {
+            assert!(bench.cp(50));
+        }
+        bench.verify();
+        bench.scrub_is_clean();
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        assert_eq!(bench.cp, 6);
+        bench.verify();
+        bench.scrub_is_clean();
+        assert_eq!(bench.agg().counters().reconstructed_blocks, 0);
+    }
+}
+
+#[test]
+fn never_written_blocks_read_as_zeros_without_touching_a_disk() {
+    let bench = Bench::new(5, Shape::dp());
+    let before: u64 = bench.agg().disks().iter().map(|d| d.reads).sum();
+    let agg = bench.agg();
+    let at = agg.geometry().groups[0].data[2].pvbn_base.plus(77);
+    let read = agg.read(vec![
+        ReadRequest { at, expect: None },
+        ReadRequest { at: Pvbn::new(0), expect: None },
+    ]);
+    let answers = bench.sim.block_on(read);
+    assert!(answers[0].as_ref().is_ok_and(|b| b.iter().all(|v| *v == 0)));
+    assert!(answers[1].is_err(), "block 0 is no data block");
+    assert_eq!(before, agg.disks().iter().map(|d| d.reads).sum::<u64>());
+}
+
+#[test]
+fn log_areas_keep_what_was_written_and_refuse_what_is_outside() {
+    let mut bench = Bench::new(6, Shape::dp());
+    let log = bench.agg().log();
+    assert_eq!(log.areas().len(), 7);
+    let chosen = log.choose(2);
+    assert_eq!(chosen.len(), 2);
+    let size = log.area_blocks().get();
+    for area in &chosen {
+        let write = log.write_stable(*area, size - 2, vec![noise(1), noise(2)]);
+        bench.sim.block_on(write).expect("write");
+        let outside = log.write_stable(*area, size - 1, vec![noise(1), noise(2)]);
+        assert!(bench.sim.block_on(outside).is_err());
+    }
+    bench.sim.power_cut();
+    bench.reattach();
+    bench.open().expect("open");
+    let log = bench.agg().log();
+    for area in &chosen {
+        let read = bench.sim.block_on(log.read(*area, size - 2, 2)).expect("read");
+        assert!(read == [noise(1), noise(2)]);
+    }
+}
+
+#[test]
+fn full_stripes_read_nothing_and_cost_two_parity_blocks_each() {
+    let mut bench = Bench::new(7, Shape::dp());
+    for _ in 0..4 {
+        let tetris = bench.tetris(100);
+        let n = tetris.stripes.len() as u64;
+        let before = bench.agg().counters();
+        let agg = bench.agg();
+        bench.sim.block_on(async move { agg.write(tetris).await }).expect("write");
+        let after = bench.agg().counters();
+        assert_eq!(after.parity_read_blocks, before.parity_read_blocks);
+        assert_eq!(after.parity_blocks - before.parity_blocks, 2 * n);
+        assert_eq!(after.full_stripes - before.full_stripes, n);
+        bench.commit().expect("no cut").expect("commit");
+    }
+}
