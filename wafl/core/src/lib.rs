@@ -1,8 +1,90 @@
-//! The storage manager: buffers, volumes, messages, consistency points.
+//! The storage manager: write-anywhere volumes on one aggregate.
+//!
+//! Layer: above the RAID interface (`cairn-raid-api`), below the cluster fabric (`cairn-cf`),
+//! which it implements. It must not know any protocol, nor how RAID works inside.
+//!
+//! | module | what |
+//! |---|---|
+//! | `tree` | block tree of one file and its buffers |
+//! | `volume` | one volume: in-core inodes, maps, what is dirty |
+//! | `change`, `apply` | a resolved change, its log record, and how it is applied |
+//! | `plan`, `perm`, `xattr` | from an operation to a change or an answer |
+//! | `space` | the aggregate's free space and the stripes being put together |
+//! | `cp` | consistency points |
+//! | `cache` | the clock over clean blocks |
+//! | `manager`, `ops`, `manage`, `open` | the whole, behind `DModule` |
+//!
+//! # Invariants
+//! - No block that the committed root reaches is overwritten: new blocks go only to PVBNs that
+//!   were free in the committed map and stayed so.
+//! - What was acknowledged as stable is in the log or under the committed root.
+//! - Nothing waits between the first change of an operation and its log record.
+
 mod apply;
+mod cache;
 mod change;
+mod counters;
+mod cp;
+mod manage;
+mod manager;
+mod open;
+mod ops;
 mod perm;
 mod plan;
+mod space;
 mod tree;
 mod volume;
 mod xattr;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cairn_cf::{DModule, Manage, ManageError, Managed};
+use cairn_op::{ObjectRef, Op, OpCtx, OpResult, Submitted, Verifier};
+use cairn_sys::BoxFuture;
+
+pub use manager::StorageConfig;
+pub use open::OpenError;
+
+/// The storage manager of one aggregate. Dropping it without [`StorageManager::shutdown`] is a
+/// crash as far as the disks can tell.
+pub struct StorageManager {
+    inner: Arc<manager::Inner>,
+}
+
+impl StorageManager {
+    /// Clean stop: a last consistency point, then nothing is served any more.
+    ///
+    /// # Errors
+    /// The last point failed; what was acknowledged as stable is in the log.
+    pub async fn shutdown(&self) -> Result<(), ManageError> {
+        let done = self.inner.cp_now().await;
+        self.inner.stop("shut down".to_owned());
+        done.map_err(|_| ManageError::Stopped(self.inner.stop_reason()))
+    }
+
+    /// Whether the storage layer has stopped by itself, and why.
+    pub fn stopped(&self) -> Option<String> {
+        self.inner.stopped.load(Ordering::Acquire).then(|| self.inner.stop_reason())
+    }
+}
+
+impl Drop for StorageManager {
+    fn drop(&mut self) {
+        if !self.inner.stopped.load(Ordering::Acquire) {
+            self.inner.stop("dropped".to_owned());
+        }
+    }
+}
+
+impl DModule for StorageManager {
+    fn file(&self, ctx: OpCtx, op: Op<ObjectRef>) -> Submitted<OpResult<ObjectRef>> {
+        self.inner.submit(ctx, op)
+    }
+    fn manage(&self, request: Manage) -> BoxFuture<Result<Managed, ManageError>> {
+        Box::pin(self.inner.clone().manage(request))
+    }
+    fn verifier(&self) -> Verifier {
+        self.inner.verifier
+    }
+}

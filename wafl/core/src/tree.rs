@@ -60,6 +60,8 @@ struct Buf {
     dirty: bool,
     hot: Cell<bool>,
     pinned_cp: CpCount,
+    /// The cache's clock knows of it.
+    queued: bool,
 }
 
 /// What one change made dirty, for space reservation.
@@ -91,8 +93,6 @@ pub(crate) struct Tree {
     roots: [BlockPtr; DIRECT_POINTERS],
     bufs: BTreeMap<Key, Buf>,
     dirty: BTreeSet<Key>,
-    /// Keys that came into memory and are not yet known to the cache's clock.
-    arrived: Vec<Key>,
     /// Blocks of the file: placed ones and dirty ones without a place.
     blocks: u64,
 }
@@ -120,7 +120,6 @@ impl Tree {
             roots,
             bufs: BTreeMap::new(),
             dirty: BTreeSet::new(),
-            arrived: Vec::new(),
             blocks,
         }
     }
@@ -150,11 +149,6 @@ impl Tree {
     pub fn is_resident(&self, key: Key) -> bool {
         self.bufs.contains_key(&key)
     }
-    /// Keys that came into memory since the last call.
-    pub fn take_arrived(&mut self) -> Vec<Key> {
-        core::mem::take(&mut self.arrived)
-    }
-
     fn index_end(&self, level: u8) -> u64 {
         if level > self.height { 0 } else { capacity(self.height - level) }
     }
@@ -204,9 +198,9 @@ impl Tree {
         if self.bufs.contains_key(&key) || self.ptr(key) != Ok(ptr) {
             return false;
         }
-        let buf = Buf { block, dirty: false, hot: Cell::new(true), pinned_cp: CpCount::new(0) };
+        let pinned_cp = CpCount::new(0);
+        let buf = Buf { block, dirty: false, hot: Cell::new(true), pinned_cp, queued: true };
         self.bufs.insert(key, buf);
-        self.arrived.push(key);
         true
     }
 
@@ -227,10 +221,9 @@ impl Tree {
     }
 
     fn add_dirty(&mut self, key: Key, block: Block, dirtied: &mut Dirtied) {
-        let buf = Buf { block, dirty: true, hot: Cell::new(true), pinned_cp: CpCount::new(0) };
+        let buf = Buf { block, dirty: true, hot: Cell::new(true), pinned_cp: CpCount::new(0), queued: false };
         assert!(self.bufs.insert(key, buf).is_none(), "{key:?} is already in memory");
         assert!(self.dirty.insert(key), "{key:?} is already dirty");
-        self.arrived.push(key);
         self.blocks += 1;
         dirtied.blocks += 1;
         dirtied.fresh += 1;
@@ -337,14 +330,23 @@ impl Tree {
     }
 
     /// Gives a dirty block its new place; it is clean from now on, and pinned until `cp` has
-    /// written it.
-    pub fn place(&mut self, key: Key, new: BlockPtr, cp: CpCount) {
+    /// written it. Answers whether the cache's clock must be told of it.
+    pub fn place(&mut self, key: Key, new: BlockPtr, cp: CpCount) -> bool {
         let Some(buf) = self.bufs.get_mut(&key) else { panic!("{key:?} is dirty, so in memory") };
         assert!(buf.dirty, "{key:?} must be dirty to be placed");
         buf.dirty = false;
         buf.pinned_cp = cp;
+        let tell = !core::mem::replace(&mut buf.queued, true);
         self.dirty.remove(&key);
         self.set_ptr(key, new);
+        tell
+    }
+
+    /// Drops clean blocks that are written, for trees that no clock watches.
+    pub fn trim(&mut self, keep: usize, written: CpCount) {
+        if self.bufs.len() > keep {
+            self.bufs.retain(|_, b| b.dirty || b.pinned_cp > written);
+        }
     }
 
     fn set_ptr(&mut self, key: Key, ptr: BlockPtr) {
@@ -451,7 +453,8 @@ impl Tree {
     }
 
     fn move_or_drop(&mut self, key: Key, right: &mut Tree, dropped: &mut Dropped) {
-        let Some(buf) = self.bufs.remove(&key) else { return };
+        let Some(mut buf) = self.bufs.remove(&key) else { return };
+        buf.queued = false;
         let was_dirty = self.dirty.remove(&key);
         if key.level == 0 {
             if was_dirty {
@@ -468,7 +471,6 @@ impl Tree {
             right.dirty.insert(key);
         }
         right.bufs.insert(key, buf);
-        right.arrived.push(key);
     }
 
     /// Whether the children of a node exist: by pointer or in memory.

@@ -26,6 +26,8 @@ use cairn_wafl_format::{
     inode_flags,
 };
 
+use cairn_wafl_nvlog::HalfToken;
+
 use crate::tree::{Dirtied, Dropped, Key, Tree, TreeMiss};
 
 /// Inode number of a volume's root directory.
@@ -89,6 +91,8 @@ pub(crate) struct File {
     pub unlogged: BTreeSet<u64>,
     /// There are more of them than `unlogged` remembers.
     pub unlogged_many: bool,
+    /// Consistency point that makes stable what was unlogged at its freeze.
+    pub frozen_cp: CpCount,
 }
 
 impl File {
@@ -105,6 +109,7 @@ impl File {
             hot: true,
             unlogged: BTreeSet::new(),
             unlogged_many: false,
+            frozen_cp: CpCount::new(0),
         }
     }
     pub fn is_dir(&self) -> bool {
@@ -210,10 +215,8 @@ pub(crate) struct VolState {
     pub inode_hint: u64,
     /// In-core inodes that came into memory and are not yet known to the cache's clock.
     pub arrived: Vec<InodeNo>,
-    /// Half of the log that this volume's records go to.
-    pub log_half: u64,
-    /// Replay is under way: numbers and times come from the log.
-    pub stopped: bool,
+    /// Half of the log that this volume's records go to; none before the log has begun.
+    pub half: Option<HalfToken>,
 }
 
 impl VolState {
@@ -246,42 +249,7 @@ impl VolState {
             dirty_delta: 0,
             inode_hint: FIRST_INO,
             arrived: Vec::new(),
-            log_half: 0,
-            stopped: false,
-        }
-    }
-
-    /// The record as of now; the trees must be clean.
-    pub fn to_record(&self, cp: CpCount) -> VolumeRecord {
-        let inode = |tree: &Tree| {
-            assert!(tree.is_clean(), "a record names only placed blocks");
-            let mut i = Inode::free(InodeNo::new(0), Generation::new(0));
-            i.kind = InodeKind::Internal;
-            i.height = tree.height();
-            i.pointers = tree.roots();
-            i.blocks = tree.blocks();
-            i
-        };
-        VolumeRecord {
-            fsid: self.fsid,
-            deleting: false,
-            name: self.name.clone(),
-            size_blocks: self.size_blocks,
-            vvbn_end: self.vvbn_end,
-            used_blocks: self.used_blocks,
-            files: self.files,
-            lsn: self.lsn,
-            cp,
-            zombie_head: self.zombie_head,
-            object_next: self.object_next,
-            relocations: self.relocations,
-            hash_key: self.hash_key,
-            inode_end: self.inode_end,
-            vvbn_cursor: self.vvbn_cursor,
-            inode_file: inode(&self.inode_file),
-            inode_map: inode(&self.inode_map),
-            active_map: inode(&self.active_map),
-            container_map: inode(&self.container_map),
+            half: None,
         }
     }
 
@@ -428,7 +396,8 @@ impl VolState {
                 // Past every number used so far: look once through the freed ones below, unless
                 // there can be none.
                 wrapped = true;
-                if self.files + 2 + FIRST_INO < self.inode_end {
+                // ... or are too few to be worth the search.
+                if self.files + self.inode_end / 16 + 64 < self.inode_end {
                     ino = FIRST_INO;
                     continue;
                 }

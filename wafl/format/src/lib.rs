@@ -16,7 +16,9 @@ pub use inode::{
     DIRECT_POINTERS, INLINE_BYTES_MAX, INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, RawInode,
     inode_flags,
 };
-pub use root::{AggregateRoot, RawAggregateRoot, RawVolume, VOLUME_NAME_BYTES_MAX, VolumeRecord};
+pub use root::{
+    AggregateRoot, LOG_POSITION_BYTES, RawAggregateRoot, RawVolume, VOLUME_NAME_BYTES_MAX, VolumeRecord,
+};
 
 /// Version of all structures of this crate.
 pub const FORMAT_VERSION: u16 = 1;

@@ -9,6 +9,8 @@ use crate::{FORMAT_VERSION, FormatError};
 
 /// Longest volume name in bytes.
 pub const VOLUME_NAME_BYTES_MAX: usize = 64;
+/// Bytes of a log position.
+pub const LOG_POSITION_BYTES: usize = 24;
 const VOLUME_MAGIC: [u8; 8] = *b"CairnVol";
 const ROOT_MAGIC: [u8; 8] = *b"CairnAgg";
 
@@ -201,7 +203,9 @@ pub struct RawAggregateRoot {
     used_blocks: U64,
     volume_slots: U64,
     pvbn_end: U64,
-    reserved_b: [u8; 200],
+    log_position: [u8; LOG_POSITION_BYTES],
+    has_log: U64,
+    reserved_b: [u8; 168],
     volume_table: [u8; INODE_BYTES],
     active_map: [u8; INODE_BYTES],
     area_counts: [u8; INODE_BYTES],
@@ -223,6 +227,8 @@ pub struct AggregateRoot {
     pub volume_slots: u64,
     /// End of the PVBN space whose free blocks are counted; columns behind it are new.
     pub pvbn_end: u64,
+    /// Where the log begins that this root does not contain (opaque here).
+    pub log_position: Option<[u8; LOG_POSITION_BYTES]>,
     /// File of volume records, one block each.
     pub volume_table: Inode,
     /// Bitmap of PVBNs in use.
@@ -260,6 +266,7 @@ impl AggregateRoot {
             used_blocks: raw.used_blocks.get(),
             volume_slots: raw.volume_slots.get(),
             pvbn_end: raw.pvbn_end.get(),
+            log_position: (raw.has_log.get() != 0).then_some(raw.log_position),
             volume_table: Inode::decode(&raw.volume_table)?,
             active_map: Inode::decode(&raw.active_map)?,
             area_counts: Inode::decode(&raw.area_counts)?,
@@ -278,7 +285,9 @@ impl AggregateRoot {
             used_blocks: self.used_blocks.into(),
             volume_slots: self.volume_slots.into(),
             pvbn_end: self.pvbn_end.into(),
-            reserved_b: [0; 200],
+            log_position: self.log_position.unwrap_or_default(),
+            has_log: u64::from(self.log_position.is_some()).into(),
+            reserved_b: [0; 168],
             volume_table: self.volume_table.encode(),
             active_map: self.active_map.encode(),
             area_counts: self.area_counts.encode(),
@@ -303,6 +312,7 @@ mod tests {
             used_blocks: 3,
             volume_slots: 2,
             pvbn_end: 9,
+            log_position: Some([3; LOG_POSITION_BYTES]),
             volume_table: inode.clone(),
             active_map: inode.clone(),
             area_counts: inode.clone(),

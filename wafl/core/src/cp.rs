@@ -1,0 +1,917 @@
+//! Consistency points: everything that is dirty goes to free places, bottom up, and then the root.
+//!
+//! Layer: above volumes and space. One point at a time, run by one task; clients go on meanwhile.
+//!
+//! ```text
+//! clean_ahead      large files' data blocks, in small bites between operations
+//!   → freeze       per volume, under its lock: all that is left; its log half switches
+//!   → volume_maps  frees, active map, container map, record (only this task touches these)
+//!   → aggregate    frees, volume table, area counts, active map
+//!   → write out    → commit_root (flush, root, flush) → release the log half
+//! ```
+//!
+//! # Invariants
+//! - A volume's freeze is one lock hold: an operation is wholly before or wholly after it, and so
+//!   is its log record (`lsn` in the volume's record tells which).
+//! - Bits of freed blocks are cleared after every allocation that could reuse them, or are kept
+//!   from being reused until the commit ([`Space::free`], `freed_vvbns`).
+//! - The maps are recounted before the root is written; a point that does not add up is refused
+//!   and stops the node: the log has everything since the last root.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
+use cairn_sys::Block;
+use cairn_units::{CpCount, Fsid, Generation, InodeNo, Pvbn, Vvbn};
+use cairn_wafl_format::{
+    AggregateRoot, BITS_PER_BLOCK, BlockPtr, CONTAINER_ENTRIES_PER_BLOCK, INODE_BYTES,
+    INODES_PER_BLOCK, Inode, InodeKind, LOG_POSITION_BYTES, VolumeRecord, block_crc,
+};
+use cairn_wafl_nvlog::HalfToken;
+use tokio::sync::Semaphore;
+
+use crate::cache::CacheEntry;
+use crate::manager::{Inner, LoadError, Volume};
+use crate::space::{NoBlock, Space, SpaceFile, ones};
+use crate::tree::{Key, Tree, TreeMiss};
+use crate::volume::{FileId, Miss, VolState, bit_place, first_clear_bit, inode_offset};
+
+/// Tetrises on their way to RAID at once.
+const TETRISES_IN_FLIGHT: usize = 8;
+/// Data blocks placed in one lock hold before the freeze.
+const BITE_BLOCKS: usize = 256;
+/// Dirty data blocks of a volume that the freeze may be left with.
+const FREEZE_BLOCKS: u64 = 1024;
+/// Spare VVBNs and PVBNs that a freeze has at hand beyond what it counted.
+const SLACK_BLOCKS: u64 = 64;
+/// Freezes that may fail because operations dirtied more than was prepared for.
+const FREEZE_TRIES_MAX: u32 = 10_000;
+
+/// Why a consistency point failed. The node stops; the last root and the log are whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CpError {
+    #[error("consistency point: {0}")]
+    Write(#[from] WriteError),
+    #[error("consistency point: a map block cannot be read: {0}")]
+    Load(#[from] LoadError),
+    #[error("consistency point: no free block is left in the aggregate")]
+    Full,
+    #[error("consistency point: no free VVBN is left in volume {0}")]
+    VolumeFull(Fsid),
+    #[error("consistency point refused: {what} does not add up ({before} bits before, {now} now)")]
+    Digest { what: String, before: u64, now: u64 },
+    #[error("consistency point: volume {0} does not come to rest")]
+    NoRest(Fsid),
+    #[error("consistency point: {0}")]
+    Log(#[from] cairn_wafl_nvlog::LogError),
+    #[error("consistency point: {0}")]
+    Switch(#[from] cairn_wafl_nvlog::SwitchError),
+}
+
+/// What only the consistency point touches.
+pub(crate) struct Engine {
+    pub space: Space,
+    pub cp: CpCount,
+    /// Volume table: which slot holds which volume.
+    pub slots: BTreeMap<u64, Fsid>,
+    pub slots_end: u64,
+    /// Volumes to delete with the next point.
+    pub deletions: Vec<Arc<Volume>>,
+    /// Position of the log in the last root.
+    pub log_position: Option<[u8; LOG_POSITION_BYTES]>,
+}
+
+/// State of one point under way.
+struct Run<'m> {
+    inner: &'m Inner,
+    cp: CpCount,
+    writes: Writes,
+    /// PVBNs that nothing names any more.
+    freed: Vec<Pvbn>,
+    /// Blocks given places: data and indirect, metadata.
+    placed_data: u64,
+    placed_meta: u64,
+}
+
+/// Tetrises on their way.
+struct Writes {
+    room: Arc<Semaphore>,
+    failed: Arc<Mutex<Option<WriteError>>>,
+}
+
+/// VVBNs of one volume that are marked used and wait for a block.
+#[derive(Default)]
+struct Vvbns {
+    ready: VecDeque<Vvbn>,
+    /// Bits set in each touched map block before its first change.
+    touched: BTreeMap<u64, u64>,
+    taken: u64,
+    released: u64,
+    /// Freed in this point: not to be given out in it.
+    freed: BTreeSet<u64>,
+}
+
+/// A volume between its freeze and the root.
+struct Frozen {
+    volume: Arc<Volume>,
+    vvbns: Vvbns,
+    freed: Vec<BlockPtr>,
+    record: VolumeRecord,
+}
+
+fn tree_inode(tree: &Tree) -> Inode {
+    let mut inode = Inode::free(InodeNo::new(0), Generation::new(0));
+    inode.kind = InodeKind::Internal;
+    inode.height = tree.height();
+    inode.pointers = tree.roots();
+    inode.blocks = tree.blocks();
+    inode
+}
+
+impl Writes {
+    async fn send(&self, inner: &Inner, tetrises: Vec<Tetris>) -> Result<(), CpError> {
+        for tetris in tetrises {
+            let permit = self.room.clone().acquire_owned().await;
+            self.check()?;
+            let (write, failed) = (inner.aggr.write(tetris), self.failed.clone());
+            inner.world.spawn.spawn(
+                "tetris",
+                Box::pin(async move {
+                    if let Err(error) = write.await {
+                        let mut first = failed.lock().unwrap_or_else(|e| e.into_inner());
+                        first.get_or_insert(error);
+                    }
+                    drop(permit);
+                }),
+            );
+        }
+        Ok(())
+    }
+    fn check(&self) -> Result<(), CpError> {
+        let failed = self.failed.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        failed.map_or(Ok(()), |e| Err(e.into()))
+    }
+    async fn drain(&self) -> Result<(), CpError> {
+        let all = u32::try_from(TETRISES_IN_FLIGHT).unwrap_or(u32::MAX);
+        let permits = self.room.acquire_many(all).await;
+        drop(permits);
+        self.check()
+    }
+}
+
+impl Inner {
+    /// Runs one consistency point.
+    pub(crate) async fn consistency_point(&self, engine: &mut Engine) -> Result<(), CpError> {
+        let geometry = self.aggr.geometry();
+        loop {
+            match engine.space.set_geometry(geometry.clone()) {
+                Ok(()) => break,
+                Err(at) => self.load_space(&mut engine.space, SpaceFile::Counts, at).await?,
+            }
+        }
+        let mut run = Run {
+            inner: self,
+            cp: engine.cp.plus(1),
+            writes: Writes {
+                room: Arc::new(Semaphore::new(TETRISES_IN_FLIGHT)),
+                failed: Arc::new(Mutex::new(None)),
+            },
+            freed: Vec::new(),
+            placed_data: 0,
+            placed_meta: 0,
+        };
+        let volumes = self.volumes();
+        let mut pools: BTreeMap<Fsid, Vvbns> = BTreeMap::new();
+        for volume in &volumes {
+            let pool = pools.entry(volume.fsid).or_default();
+            run.clean_ahead(&mut engine.space, volume, pool).await?;
+        }
+        let halves = self.switch_log()?;
+        let mut frozen = Vec::new();
+        for volume in &volumes {
+            let pool = pools.remove(&volume.fsid).unwrap_or_default();
+            let new_half = halves.map(|(_, new)| new);
+            if let Some(f) = run.freeze(&mut engine.space, volume, pool, new_half).await? {
+                frozen.push(f);
+            }
+        }
+        let mut position = engine.log_position;
+        if let Some((old, _)) = halves {
+            self.log_close(old);
+            position = Some(self.log_settle(old).await?.to_bytes());
+        }
+        for f in frozen {
+            run.volume_maps(engine, f).await?;
+        }
+        for volume in core::mem::take(&mut engine.deletions) {
+            run.delete_volume(engine, &volume).await?;
+        }
+        let root = run.aggregate(engine, position).await?;
+        run.writes.send(self, engine.space.close()).await?;
+        run.writes.drain().await?;
+        self.aggr.commit_root(RootRecord { cp: run.cp, bytes: root.encode() }).await?;
+        engine.cp = run.cp;
+        engine.log_position = position;
+        engine.space.committed(run.cp);
+        self.committed(engine, &volumes, run.placed_data, run.placed_meta);
+        if let Some((old, _)) = halves {
+            self.log_release(old);
+        }
+        self.trim_cache();
+        Ok(())
+    }
+
+    /// Loads a block of one of the aggregate's own files.
+    pub(crate) async fn load_space(
+        &self,
+        space: &mut Space,
+        file: SpaceFile,
+        at: TreeMiss,
+    ) -> Result<(), LoadError> {
+        let block = self.read_block(at.ptr).await?;
+        space.file(file).insert_loaded(at.key, at.ptr, block);
+        Ok(())
+    }
+
+    pub(crate) async fn read_block(&self, ptr: BlockPtr) -> Result<Block, LoadError> {
+        let request = ReadRequest { at: ptr.pvbn, expect: Some(ptr.crc) };
+        match self.aggr.read(vec![request]).await.pop() {
+            Some(Ok(block)) => Ok(block),
+            Some(Err(error)) => Err(LoadError::Read(error)),
+            None => Err(LoadError::NoAnswer(ptr.pvbn)),
+        }
+    }
+}
+
+impl Run<'_> {
+    fn tag(&self, fsid: Fsid, vvbn: Vvbn) -> BlockTag {
+        BlockTag { fsid, vvbn, cp: self.cp }
+    }
+
+    async fn space_ready(&self, space: &mut Space, blocks: u64) -> Result<(), CpError> {
+        loop {
+            match space.prepare(blocks) {
+                Ok(()) => return Ok(()),
+                Err(NoBlock::Miss(file, at)) => self.inner.load_space(space, file, at).await?,
+                Err(NoBlock::Full) => return Err(CpError::Full),
+            }
+        }
+    }
+
+    async fn take(&self, space: &mut Space) -> Result<Pvbn, CpError> {
+        loop {
+            match space.take() {
+                Ok(at) => return Ok(at),
+                Err(NoBlock::Miss(file, at)) => self.inner.load_space(space, file, at).await?,
+                Err(NoBlock::Full) => return Err(CpError::Full),
+            }
+        }
+    }
+
+    async fn flow(&self, space: &mut Space) -> Result<(), CpError> {
+        self.writes.send(self.inner, space.take_done()).await
+    }
+
+    // ---- VVBNs ----
+
+    /// Marks VVBNs used until `blocks` of them are at hand.
+    async fn vvbns_ready(
+        &self,
+        volume: &Arc<Volume>,
+        pool: &mut Vvbns,
+        blocks: u64,
+    ) -> Result<(), CpError> {
+        let mut wraps = 0;
+        while (pool.ready.len() as u64) < blocks {
+            let stop = {
+                let mut st = volume.lock();
+                pool.fill(&mut st, blocks, &mut wraps)
+            };
+            match stop {
+                Ok(()) if wraps > 2 => return Err(CpError::VolumeFull(volume.fsid)),
+                Ok(()) => {}
+                Err(at) => self.inner.load(volume, vec![at]).await?,
+            }
+        }
+        Ok(())
+    }
+
+    // ---- before the freeze ----
+
+    /// Places data blocks of large dirty files while operations go on.
+    async fn clean_ahead(
+        &mut self,
+        space: &mut Space,
+        volume: &Arc<Volume>,
+        pool: &mut Vvbns,
+    ) -> Result<(), CpError> {
+        let dirty = volume.lock().to_place();
+        if dirty <= 2 * FREEZE_BLOCKS {
+            return Ok(());
+        }
+        space.expected += dirty;
+        // Twice the blocks there were: enough when clients keep writing, and an end.
+        let bites = 2 * dirty / BITE_BLOCKS as u64;
+        let mut from = InodeNo::new(0);
+        for _ in 0..bites {
+            self.vvbns_ready(volume, pool, BITE_BLOCKS as u64).await?;
+            self.space_ready(space, BITE_BLOCKS as u64).await?;
+            let placed = {
+                let mut st = volume.lock();
+                self.bite(&mut st, space, pool, &mut from)
+            };
+            self.flow(space).await?;
+            if placed == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Places up to [`BITE_BLOCKS`] data blocks, files in order of their numbers.
+    fn bite(
+        &mut self,
+        st: &mut VolState,
+        space: &mut Space,
+        pool: &mut Vvbns,
+        from: &mut InodeNo,
+    ) -> usize {
+        let files: Vec<InodeNo> = st.dirty_files.range(*from..).copied().collect();
+        let mut placed = 0;
+        for ino in files {
+            *from = ino;
+            let keys: Vec<Key> = match st.in_core.get(&ino) {
+                Some(file) if !file.is_dir() => {
+                    file.tree.dirty_data().take(BITE_BLOCKS - placed).map(Key::data).collect()
+                }
+                _ => continue,
+            };
+            for key in &keys {
+                self.place(st, space, pool, FileId::Inode(ino), *key);
+            }
+            placed += keys.len();
+            if placed >= BITE_BLOCKS {
+                break;
+            }
+        }
+        let blocks = placed as u64;
+        st.dirtied.blocks = st.dirtied.blocks.saturating_sub(blocks);
+        st.dirty_delta -= i64::try_from(blocks).unwrap_or(i64::MAX);
+        self.inner.take_delta(st);
+        placed
+    }
+
+    /// Gives a dirty block of a volume its place and hands its content to the tetris.
+    fn place(
+        &mut self,
+        st: &mut VolState,
+        space: &mut Space,
+        pool: &mut Vvbns,
+        file: FileId,
+        key: Key,
+    ) {
+        let Some(vvbn) = pool.ready.pop_front() else { panic!("VVBNs are prepared before placing") };
+        let Ok(pvbn) = space.take() else { panic!("space is prepared before placing") };
+        let Some(tree) = st.tree_mut(file) else { panic!("{file:?} is dirty, so in core") };
+        let (block, old) = tree.dirty_block(key);
+        let crc = block_crc(&block);
+        let tell = tree.place(key, BlockPtr { vvbn, pvbn, crc }, self.cp);
+        if !old.is_hole() {
+            st.freed.push(old);
+        }
+        set_container(st, vvbn, pvbn);
+        space.put(pvbn, block, crc, self.tag(st.fsid, vvbn));
+        if tell {
+            self.inner.cache.push(CacheEntry::Block { fsid: st.fsid, file, key });
+        }
+        if key.level == 0 { self.placed_data += 1 } else { self.placed_meta += 1 }
+    }
+
+    // ---- the freeze ----
+
+    async fn freeze(
+        &mut self,
+        space: &mut Space,
+        volume: &Arc<Volume>,
+        mut pool: Vvbns,
+        half: Option<HalfToken>,
+    ) -> Result<Option<Frozen>, CpError> {
+        for _ in 0..FREEZE_TRIES_MAX {
+            let want = {
+                let mut st = volume.lock();
+                if !st.is_dirty() && !volume.is_new() && pool.is_untouched() {
+                    volume.set_half(&mut st, half);
+                    return Ok(None);
+                }
+                st.to_place()
+            };
+            let want = want + want / 4 + SLACK_BLOCKS;
+            space.expected = want;
+            self.vvbns_ready(volume, &mut pool, want).await?;
+            self.space_ready(space, want).await?;
+            let cut = {
+                let mut st = volume.lock();
+                let fits = st.to_place() <= want;
+                fits.then(|| {
+                    let cut = self.freeze_now(&mut st, space, &mut pool);
+                    volume.set_half(&mut st, half);
+                    cut
+                })
+            };
+            if let Some((freed, record)) = cut {
+                self.flow(space).await?;
+                return Ok(Some(Frozen { volume: volume.clone(), vvbns: pool, freed, record }));
+            }
+        }
+        Err(CpError::NoRest(volume.fsid))
+    }
+
+    /// Places everything of a volume but its maps. One lock hold: the cut between two points.
+    fn freeze_now(
+        &mut self,
+        st: &mut VolState,
+        space: &mut Space,
+        pool: &mut Vvbns,
+    ) -> (Vec<BlockPtr>, VolumeRecord) {
+        let before = st.dirtied.blocks;
+        for ino in core::mem::take(&mut st.dirty_files) {
+            while let Some(key) = st.in_core.get(&ino).and_then(|f| f.tree.first_dirty()) {
+                self.place(st, space, pool, FileId::Inode(ino), key);
+            }
+            let Some(file) = st.in_core.get_mut(&ino) else { continue };
+            if file.has_unlogged() {
+                file.unlogged.clear();
+                file.unlogged_many = false;
+                file.frozen_cp = self.cp;
+            }
+            if !file.dirty {
+                continue;
+            }
+            file.dirty = false;
+            let bytes = file.to_disk().encode();
+            let from = inode_offset(ino);
+            st.inode_file.edit(ino.get() / INODES_PER_BLOCK, |block| {
+                block[from..from + INODE_BYTES].copy_from_slice(&bytes);
+            });
+        }
+        for file in [FileId::InodeMap, FileId::InodeFile] {
+            while let Some(key) = st.tree(file).and_then(Tree::first_dirty) {
+                self.place(st, space, pool, file, key);
+            }
+        }
+        st.inodes_freed_in_cp = core::mem::take(&mut st.inodes_freed);
+        st.dirty_delta -= i64::try_from(before).unwrap_or(i64::MAX);
+        self.inner.take_delta(st);
+        st.dirtied = Default::default();
+        let record = VolumeRecord {
+            fsid: st.fsid,
+            deleting: false,
+            name: st.name.clone(),
+            size_blocks: st.size_blocks,
+            vvbn_end: st.vvbn_end,
+            used_blocks: 0,
+            files: st.files,
+            lsn: st.lsn,
+            cp: self.cp,
+            zombie_head: st.zombie_head,
+            object_next: st.object_next,
+            relocations: st.relocations,
+            hash_key: st.hash_key,
+            inode_end: st.inode_end,
+            vvbn_cursor: 0,
+            inode_file: tree_inode(&st.inode_file),
+            inode_map: tree_inode(&st.inode_map),
+            active_map: Inode::free(InodeNo::new(0), Generation::new(0)),
+            container_map: Inode::free(InodeNo::new(0), Generation::new(0)),
+        };
+        (core::mem::take(&mut st.freed), record)
+    }
+
+    // ---- the maps of a volume ----
+
+    async fn volume_maps(&mut self, engine: &mut Engine, mut f: Frozen) -> Result<(), CpError> {
+        let volume = f.volume.clone();
+        let freed = core::mem::take(&mut f.freed);
+        for ptr in freed {
+            self.free_vvbn(&volume, &mut f.vvbns, ptr).await?;
+        }
+        let located = self.locate_active_map(&mut engine.space, &volume, &mut f.vvbns).await?;
+        {
+            let mut st = volume.lock();
+            f.vvbns.give_back(&mut st);
+            self.place_active_map(&mut st, &mut engine.space, located);
+            if let Err((before, now)) = f.vvbns.check(&st) {
+                let what = format!("active map of volume {}", volume.fsid);
+                return Err(CpError::Digest { what, before, now });
+            }
+            st.used_blocks = st.used_blocks + f.vvbns.taken - f.vvbns.released;
+        }
+        self.flow(&mut engine.space).await?;
+        loop {
+            let Some(key) = volume.lock().container_map.first_dirty() else { break };
+            let pvbn = self.take(&mut engine.space).await?;
+            let mut st = volume.lock();
+            let (block, old) = st.container_map.dirty_block(key);
+            let crc = block_crc(&block);
+            let ptr = BlockPtr { vvbn: Vvbn::new(0), pvbn, crc };
+            if st.container_map.place(key, ptr, self.cp) {
+                let file = FileId::ContainerMap;
+                self.inner.cache.push(CacheEntry::Block { fsid: volume.fsid, file, key });
+            }
+            drop(st);
+            if !old.is_hole() {
+                self.freed.push(old.pvbn);
+            }
+            engine.space.put(pvbn, block, crc, self.tag(volume.fsid, Vvbn::new(0)));
+            self.placed_meta += 1;
+        }
+        let record = {
+            let st = volume.lock();
+            VolumeRecord {
+                used_blocks: st.used_blocks,
+                vvbn_cursor: st.vvbn_cursor,
+                active_map: tree_inode(&st.active_map),
+                container_map: tree_inode(&st.container_map),
+                ..f.record
+            }
+        };
+        self.put_record(engine, volume.slot, record.encode()).await
+    }
+
+    async fn put_record(
+        &mut self,
+        engine: &mut Engine,
+        slot: u64,
+        bytes: [u8; 4096],
+    ) -> Result<(), CpError> {
+        loop {
+            match engine.space.volumes.reachable(Key::data(slot)) {
+                Ok(()) => break,
+                Err(at) => {
+                    self.inner.load_space(&mut engine.space, SpaceFile::Volumes, at).await?;
+                }
+            }
+        }
+        engine.space.volumes.put(slot, cairn_sys::BlockMut::copy_of(&bytes).freeze());
+        Ok(())
+    }
+
+    /// Clears the bit of a VVBN that nothing names any more.
+    async fn free_vvbn(
+        &mut self,
+        volume: &Arc<Volume>,
+        vvbns: &mut Vvbns,
+        ptr: BlockPtr,
+    ) -> Result<(), CpError> {
+        loop {
+            let stop = {
+                let mut st = volume.lock();
+                let pvbn = match authority(&st, ptr) {
+                    Ok(pvbn) => pvbn,
+                    Err(at) => {
+                        drop(st);
+                        self.inner.load(volume, vec![at]).await?;
+                        continue;
+                    }
+                };
+                match vvbns.release(&mut st, ptr.vvbn) {
+                    Ok(()) => {
+                        self.freed.push(pvbn);
+                        return Ok(());
+                    }
+                    Err(at) => at,
+                }
+            };
+            self.inner.load(volume, vec![stop]).await?;
+        }
+    }
+
+    /// Gives every dirty block of the active map a place; giving one dirties more of the map, so
+    /// this goes on until nothing new is dirty.
+    async fn locate_active_map(
+        &mut self,
+        space: &mut Space,
+        volume: &Arc<Volume>,
+        vvbns: &mut Vvbns,
+    ) -> Result<BTreeMap<Key, BlockPtr>, CpError> {
+        let mut located: BTreeMap<Key, BlockPtr> = BTreeMap::new();
+        loop {
+            let todo: Vec<(Key, BlockPtr)> = {
+                let st = volume.lock();
+                let map = &st.active_map;
+                map.dirty_keys()
+                    .filter(|k| !located.contains_key(k))
+                    .map(|k| (k, map.dirty_block(k).1))
+                    .collect()
+            };
+            if todo.is_empty() {
+                return Ok(located);
+            }
+            for (key, old) in todo {
+                self.vvbns_ready(volume, vvbns, 1).await?;
+                let Some(vvbn) = vvbns.ready.pop_front() else { return Err(CpError::VolumeFull(volume.fsid)) };
+                let pvbn = self.take(space).await?;
+                set_container(&mut volume.lock(), vvbn, pvbn);
+                let crc = cairn_units::Crc::new(0);
+                located.insert(key, BlockPtr { vvbn, pvbn, crc });
+                if !old.is_hole() {
+                    self.free_vvbn(volume, vvbns, old).await?;
+                }
+            }
+        }
+    }
+
+    fn place_active_map(
+        &mut self,
+        st: &mut VolState,
+        space: &mut Space,
+        located: BTreeMap<Key, BlockPtr>,
+    ) {
+        for (key, at) in located {
+            let (block, _) = st.active_map.dirty_block(key);
+            let crc = block_crc(&block);
+            if st.active_map.place(key, BlockPtr { crc, ..at }, self.cp) {
+                let file = FileId::ActiveMap;
+                self.inner.cache.push(CacheEntry::Block { fsid: st.fsid, file, key });
+            }
+            space.put(at.pvbn, block, crc, self.tag(st.fsid, at.vvbn));
+            self.placed_meta += 1;
+        }
+        assert!(st.active_map.is_clean(), "the active map is placed whole");
+    }
+
+    // ---- deleting a volume ----
+
+    /// Frees every block of a volume and clears its record, all in this point.
+    async fn delete_volume(
+        &mut self,
+        engine: &mut Engine,
+        volume: &Arc<Volume>,
+    ) -> Result<(), CpError> {
+        let (end, fsid) = (volume.lock().vvbn_end, volume.fsid);
+        for index in 0..end.div_ceil(BITS_PER_BLOCK) {
+            let Some(bits) = self.load_tree_block(volume, FileId::ActiveMap, index).await? else {
+                continue;
+            };
+            for bit in 0..BITS_PER_BLOCK {
+                let (byte, mask) = bit_place(bit);
+                if bits[byte] & mask == 0 {
+                    continue;
+                }
+                let vvbn = index * BITS_PER_BLOCK + bit;
+                let at = vvbn / CONTAINER_ENTRIES_PER_BLOCK;
+                if let Some(map) = self.load_tree_block(volume, FileId::ContainerMap, at).await? {
+                    let pvbn = container_entry(&map, vvbn);
+                    if pvbn.get() != 0 {
+                        self.freed.push(pvbn);
+                    }
+                }
+            }
+        }
+        // The container map's own blocks belong to the aggregate.
+        loop {
+            let mut freed = Vec::new();
+            let step = volume.lock().container_map.reap(&mut freed);
+            self.freed.extend(freed.into_iter().map(|p| p.pvbn));
+            match step {
+                Ok((crate::tree::Reaped::Empty, _, _)) => break,
+                Ok((crate::tree::Reaped::More, _, _)) => {}
+                Err(at) => {
+                    let at = Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr };
+                    self.inner.load(volume, vec![at]).await?;
+                }
+            }
+        }
+        engine.slots.remove(&volume.slot);
+        tracing::info!(fsid = fsid.get(), "volume deleted");
+        self.put_record(engine, volume.slot, [0; 4096]).await
+    }
+
+    async fn load_tree_block(
+        &self,
+        volume: &Arc<Volume>,
+        file: FileId,
+        index: u64,
+    ) -> Result<Option<Block>, CpError> {
+        loop {
+            let at = {
+                let st = volume.lock();
+                match st.tree(file).map(|t| t.get(Key::data(index))) {
+                    Some(Ok(block)) => return Ok(block),
+                    None => return Ok(None),
+                    Some(Err(at)) => Miss { file, key: at.key, ptr: at.ptr },
+                }
+            };
+            self.inner.load(volume, vec![at]).await?;
+        }
+    }
+
+    // ---- the aggregate ----
+
+    async fn free_pvbn(&self, space: &mut Space, at: Pvbn) -> Result<(), CpError> {
+        loop {
+            match space.free_ready(at) {
+                Ok(()) => {
+                    space.free(at);
+                    return Ok(());
+                }
+                Err(miss) => self.inner.load_space(space, SpaceFile::Map, miss).await?,
+            }
+        }
+    }
+
+    async fn aggregate(
+        &mut self,
+        engine: &mut Engine,
+        log_position: Option<[u8; LOG_POSITION_BYTES]>,
+    ) -> Result<AggregateRoot, CpError> {
+        let space = &mut engine.space;
+        while let Some(key) = space.volumes.first_dirty() {
+            let pvbn = self.take(space).await?;
+            let (block, old) = space.volumes.dirty_block(key);
+            let crc = block_crc(&block);
+            space.volumes.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, self.cp);
+            if !old.is_hole() {
+                self.freed.push(old.pvbn);
+            }
+            space.put(pvbn, block, crc, self.tag(Fsid::new(0), Vvbn::new(0)));
+            self.placed_meta += 1;
+        }
+        let mut located: BTreeMap<(SpaceFile, Key), Pvbn> = BTreeMap::new();
+        loop {
+            for at in core::mem::take(&mut self.freed) {
+                self.free_pvbn(space, at).await?;
+            }
+            let mut todo = Vec::new();
+            for file in [SpaceFile::Counts, SpaceFile::Map] {
+                let tree = space.file(file);
+                let keys = tree.dirty_keys().filter(|k| !located.contains_key(&(file, *k)));
+                todo.extend(keys.map(|k| (file, k, tree.dirty_block(k).1)));
+            }
+            if todo.is_empty() {
+                break;
+            }
+            for (file, key, old) in todo {
+                let pvbn = self.take(space).await?;
+                located.insert((file, key), pvbn);
+                if !old.is_hole() {
+                    self.freed.push(old.pvbn);
+                }
+            }
+        }
+        if let Err((before, now)) = space.check() {
+            let what = "active map of the aggregate".to_owned();
+            return Err(CpError::Digest { what, before, now });
+        }
+        for ((file, key), pvbn) in located {
+            if file == SpaceFile::Counts && key.level == 0 {
+                let content = space.counts_block(key.index);
+                space.counts_file.put(key.index, content);
+            }
+            let tree = space.file(file);
+            let (block, _) = tree.dirty_block(key);
+            let crc = block_crc(&block);
+            tree.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, self.cp);
+            space.put(pvbn, block, crc, self.tag(Fsid::new(0), Vvbn::new(0)));
+            self.placed_meta += 1;
+        }
+        assert!(space.map.is_clean() && space.counts_file.is_clean(), "the maps are placed whole");
+        Ok(AggregateRoot {
+            cp: self.cp,
+            time: self.inner.world.clock.wall(),
+            area_stripes: u32::try_from(space.area_stripes()).unwrap_or(u32::MAX),
+            used_blocks: space.used(),
+            volume_slots: engine.slots_end,
+            pvbn_end: space.pvbn_end(),
+            log_position,
+            volume_table: tree_inode(&space.volumes),
+            active_map: tree_inode(&space.map),
+            area_counts: tree_inode(&space.counts_file),
+        })
+    }
+}
+
+/// Where a block really lies: the hint, as long as no block of the volume was ever moved.
+fn authority(st: &VolState, ptr: BlockPtr) -> Result<Pvbn, Miss> {
+    if st.relocations == 0 {
+        return Ok(ptr.pvbn);
+    }
+    let key = Key::data(ptr.vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK);
+    match st.container_map.peek(key) {
+        Ok(Some(block)) => Ok(container_entry(block, ptr.vvbn.get())),
+        Ok(None) => Ok(ptr.pvbn),
+        Err(at) => Err(Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr }),
+    }
+}
+
+/// Entry of the container map.
+pub(crate) fn container_entry(block: &Block, vvbn: u64) -> Pvbn {
+    let at = usize::try_from(vvbn % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&block[at..at + 8]);
+    Pvbn::new(u64::from_le_bytes(bytes))
+}
+
+fn set_container(st: &mut VolState, vvbn: Vvbn, pvbn: Pvbn) {
+    let at = usize::try_from(vvbn.get() % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
+    st.container_map.edit(vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK, |block| {
+        block[at..at + 8].copy_from_slice(&pvbn.get().to_le_bytes());
+    });
+}
+
+impl Vvbns {
+    fn is_untouched(&self) -> bool {
+        self.touched.is_empty()
+    }
+
+    fn note(&mut self, st: &VolState, index: u64) {
+        let map = &st.active_map;
+        self.touched.entry(index).or_insert_with(|| match map.peek(Key::data(index)) {
+            Ok(block) => block.map_or(0, ones),
+            Err(_) => panic!("block {index} of the active map must be in memory"),
+        });
+    }
+
+    /// Marks free VVBNs used, from the volume's cursor on, until there are `blocks` of them or a
+    /// map block must be loaded.
+    fn fill(&mut self, st: &mut VolState, blocks: u64, wraps: &mut u32) -> Result<(), Miss> {
+        while (self.ready.len() as u64) < blocks {
+            if st.vvbn_cursor >= st.vvbn_end || st.vvbn_cursor == 0 {
+                *wraps += u32::from(st.vvbn_cursor != 0);
+                st.vvbn_cursor = 1;
+                if *wraps > 2 {
+                    return Ok(());
+                }
+            }
+            let (index, bit) = (st.vvbn_cursor / BITS_PER_BLOCK, st.vvbn_cursor % BITS_PER_BLOCK);
+            let key = Key::data(index);
+            let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
+            st.active_map.reachable(key).map_err(at_map)?;
+            let block = st.active_map.get(key).map_err(at_map)?.unwrap_or_else(Block::zero);
+            let Some(free) = first_clear_bit(&block, bit) else {
+                st.vvbn_cursor = (index + 1) * BITS_PER_BLOCK;
+                continue;
+            };
+            let vvbn = index * BITS_PER_BLOCK + free;
+            if vvbn >= st.vvbn_end || self.freed.contains(&vvbn) {
+                st.vvbn_cursor = vvbn + 1;
+                continue;
+            }
+            let entry = Key::data(vvbn / CONTAINER_ENTRIES_PER_BLOCK);
+            let at_map =
+                |at: TreeMiss| Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr };
+            st.container_map.reachable(entry).map_err(at_map)?;
+            st.container_map.get(entry).map_err(at_map)?;
+            drop(block);
+            self.note(st, index);
+            st.container_map.edit(entry.index, |_| ());
+            flip(st, vvbn, true);
+            self.taken += 1;
+            self.ready.push_back(Vvbn::new(vvbn));
+            st.vvbn_cursor = vvbn + 1;
+        }
+        Ok(())
+    }
+
+    /// Marks a VVBN free.
+    fn release(&mut self, st: &mut VolState, vvbn: Vvbn) -> Result<(), Miss> {
+        let key = Key::data(vvbn.get() / BITS_PER_BLOCK);
+        let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
+        st.active_map.reachable(key).map_err(at_map)?;
+        st.active_map.peek(key).map_err(at_map)?;
+        self.note(st, key.index);
+        flip(st, vvbn.get(), false);
+        self.released += 1;
+        self.freed.insert(vvbn.get());
+        Ok(())
+    }
+
+    /// Marks what was not needed free again; the map blocks are dirty already.
+    fn give_back(&mut self, st: &mut VolState) {
+        for vvbn in core::mem::take(&mut self.ready) {
+            flip(st, vvbn.get(), false);
+            self.taken -= 1;
+        }
+    }
+
+    fn check(&self, st: &VolState) -> Result<(), (u64, u64)> {
+        let mut now = 0;
+        for index in self.touched.keys() {
+            now += match st.active_map.peek(Key::data(*index)) {
+                Ok(block) => block.map_or(0, ones),
+                Err(_) => 0,
+            };
+        }
+        let before: u64 = self.touched.values().sum();
+        if now + self.released == before + self.taken { Ok(()) } else { Err((before, now)) }
+    }
+}
+
+fn flip(st: &mut VolState, vvbn: u64, used: bool) {
+    st.active_map.edit(vvbn / BITS_PER_BLOCK, |block| {
+        let (byte, mask) = bit_place(vvbn % BITS_PER_BLOCK);
+        assert!((block[byte] & mask != 0) != used, "VVBN {vvbn} is marked already: used {used}");
+        block[byte] ^= mask;
+    });
+}

@@ -1,0 +1,584 @@
+//! The storage manager: volumes on one aggregate, the log, the cache and the consistency points,
+//! behind the CF interface.
+//!
+//! Layer: top of the storage manager. An operation runs in its caller's task: plan and apply
+//! under the volume's lock; for a miss the lock is released, the blocks are loaded, and it runs
+//! again. A logged operation then waits for its record, without any lock.
+//!
+//! Lock order: volume, then log or cache. Nothing awaits while holding one of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use cairn_op::Verifier;
+use cairn_raid_api::{Aggregate, AggregateAdmin, ReadError, ReadRequest};
+use cairn_sys::{BoxFuture, World};
+use cairn_units::{CpCount, Fsid, Pvbn};
+use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
+use tokio::sync::{Notify, watch};
+
+use crate::cache::{Cache, CacheEntry};
+use crate::counters::Counters;
+use crate::cp::{CpError, Engine};
+use crate::tree::Evicted;
+use crate::volume::{FileId, Miss, Stop, VolState};
+
+/// Longest time between two consistency points of a dirty aggregate.
+pub(crate) const CP_INTERVAL: Duration = Duration::from_secs(10);
+/// Entries offered for removal in one go.
+const EVICT_BATCH: usize = 64;
+/// Rounds of eviction after one load, so that one caller does not clean up for all.
+const EVICT_ROUNDS: usize = 4;
+/// Steps of freeing removed files in one go.
+const REAP_STEPS: usize = 32;
+
+/// How to run the storage manager.
+#[derive(Clone, Debug)]
+pub struct StorageConfig {
+    /// Memory for clean blocks and in-core inodes, in blocks; dirty blocks may take half as much
+    /// again.
+    pub cache_blocks: usize,
+    /// Copies of the log; the default is one more than the disks that a group may lose.
+    pub log_copies: Option<usize>,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { cache_blocks: 65_536, log_copies: None }
+    }
+}
+
+/// Why a block could not be loaded.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("RAID gave no answer for {0:?}")]
+    NoAnswer(Pvbn),
+}
+
+/// One volume and its lock.
+pub(crate) struct Volume {
+    pub fsid: Fsid,
+    /// Its place in the volume table.
+    pub slot: u64,
+    /// Its record must be written though nothing in it is dirty.
+    record_dirty: AtomicBool,
+    /// It is being deleted.
+    pub gone: AtomicBool,
+    state: Mutex<VolState>,
+}
+
+impl Volume {
+    pub fn new(slot: u64, state: VolState, is_new: bool) -> Self {
+        Self {
+            fsid: state.fsid,
+            slot,
+            record_dirty: AtomicBool::new(is_new),
+            gone: AtomicBool::new(false),
+            state: Mutex::new(state),
+        }
+    }
+    pub fn lock(&self) -> MutexGuard<'_, VolState> {
+        match self.state.lock() {
+            Ok(state) => state,
+            // A panic in the middle of a change: the state is not to be trusted any more.
+            Err(_) => panic!("volume {} was left half changed by a panic", self.fsid),
+        }
+    }
+    pub fn is_new(&self) -> bool {
+        self.record_dirty.load(Ordering::Acquire)
+    }
+    pub fn mark_record(&self) {
+        self.record_dirty.store(true, Ordering::Release);
+    }
+    pub fn set_half(&self, st: &mut VolState, half: Option<HalfToken>) {
+        if half.is_some() {
+            st.half = half;
+        }
+        self.record_dirty.store(false, Ordering::Release);
+    }
+}
+
+/// Keys of blocks that are being loaded.
+type Loading = BTreeSet<(Fsid, FileId, crate::tree::Key)>;
+
+pub(crate) struct Inner {
+    pub world: World,
+    pub aggr: Arc<dyn Aggregate>,
+    pub admin: Option<Arc<dyn AggregateAdmin>>,
+    pub log: Nvlog,
+    pub log_begun: AtomicBool,
+    pub volumes: RwLock<BTreeMap<Fsid, Arc<Volume>>>,
+    pub engine: tokio::sync::Mutex<Engine>,
+    pub cache: Cache,
+    pub counters: Counters,
+    pub verifier: Verifier,
+    /// Dirty blocks of all volumes: each needs a free block at the next point.
+    pub dirty: AtomicI64,
+    /// Blocks placed by the point under way, not yet taken off `free`.
+    pub placing: AtomicI64,
+    /// Free blocks of the aggregate after the last point.
+    pub free: AtomicU64,
+    /// Blocks of the aggregate.
+    pub total: AtomicU64,
+    pub committed_cp: watch::Sender<u64>,
+    /// Points asked for: the number of the first that starts after the request.
+    pub cp_wanted: Notify,
+    cp_started: AtomicU64,
+    pub stopped: AtomicBool,
+    stop_reason: Mutex<Option<String>>,
+    loading: Mutex<Loading>,
+    loaded: Notify,
+    pub reap: Notify,
+    pub faults: Mutex<Vec<String>>,
+}
+
+/// What [`Inner::new`] needs that is not a default.
+pub(crate) struct Parts {
+    pub world: World,
+    pub aggr: Arc<dyn Aggregate>,
+    pub admin: Option<Arc<dyn AggregateAdmin>>,
+    pub log: Nvlog,
+    pub engine: Engine,
+    pub volumes: BTreeMap<Fsid, Arc<Volume>>,
+    pub cache_blocks: usize,
+}
+
+impl Inner {
+    pub fn new(parts: Parts) -> Self {
+        let verifier = Verifier(parts.world.entropy.next_u64().to_le_bytes());
+        let cp = parts.engine.cp.get();
+        let (free, total) =
+            (parts.engine.space.free_blocks(), parts.aggr.geometry().data_blocks().get());
+        Self {
+            world: parts.world,
+            aggr: parts.aggr,
+            admin: parts.admin,
+            log: parts.log,
+            log_begun: AtomicBool::new(false),
+            volumes: RwLock::new(parts.volumes),
+            engine: tokio::sync::Mutex::new(parts.engine),
+            cache: Cache::new(parts.cache_blocks),
+            counters: Counters::default(),
+            verifier,
+            dirty: AtomicI64::new(0),
+            placing: AtomicI64::new(0),
+            free: AtomicU64::new(free),
+            total: AtomicU64::new(total),
+            committed_cp: watch::Sender::new(cp),
+            cp_wanted: Notify::new(),
+            cp_started: AtomicU64::new(cp),
+            stopped: AtomicBool::new(false),
+            stop_reason: Mutex::new(None),
+            loading: Mutex::new(BTreeSet::new()),
+            loaded: Notify::new(),
+            reap: Notify::new(),
+            faults: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.volumes.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect()
+    }
+
+    pub fn volume(&self, fsid: Fsid) -> Option<Arc<Volume>> {
+        self.volumes.read().unwrap_or_else(|e| e.into_inner()).get(&fsid).cloned()
+    }
+
+    /// Dirty blocks that clients may have before they must wait for a consistency point.
+    pub fn dirty_max(&self) -> i64 {
+        i64::try_from(self.cache.blocks_max() / 2).unwrap_or(i64::MAX).max(512)
+    }
+
+    /// Takes a volume's change of dirty blocks over into the aggregate's count.
+    pub fn take_delta(&self, st: &mut VolState) {
+        let delta = core::mem::take(&mut st.dirty_delta);
+        if delta != 0 {
+            self.dirty.fetch_add(delta, Ordering::AcqRel);
+        }
+        if delta < 0 {
+            self.placing.fetch_sub(delta, Ordering::AcqRel);
+        }
+        for ino in core::mem::take(&mut st.arrived) {
+            self.cache.push(CacheEntry::Inode { fsid: st.fsid, ino });
+        }
+    }
+
+    /// Blocks that a caller may still dirty. `reserve` stays untouched for deleting and the CP.
+    pub fn allowance(&self, reserve: u64) -> u64 {
+        let dirty = self.dirty.load(Ordering::Acquire) + self.placing.load(Ordering::Acquire);
+        let spoken_for = u64::try_from(dirty).unwrap_or(0);
+        let free = self.free.load(Ordering::Acquire);
+        // Every 256 blocks placed need an indirect block, and maps; one in 32 is ample.
+        free.saturating_sub(spoken_for + spoken_for / 32 + reserve)
+    }
+
+    /// Blocks kept back from ordinary operations.
+    pub fn reserve(&self) -> u64 {
+        (self.total.load(Ordering::Acquire) / 100).clamp(384, 65_536)
+    }
+
+    // ---- loading ----
+
+    /// Loads blocks of a volume. Blocks that somebody else is loading are waited for.
+    pub async fn load(&self, volume: &Volume, misses: Vec<Miss>) -> Result<(), LoadError> {
+        let waiting = self.loaded.notified();
+        tokio::pin!(waiting);
+        waiting.as_mut().enable();
+        let mine: Vec<Miss> = {
+            let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
+            misses.into_iter().filter(|m| loading.insert((volume.fsid, m.file, m.key))).collect()
+        };
+        if mine.is_empty() {
+            waiting.await;
+            return Ok(());
+        }
+        let guard = LoadGuard { inner: self, fsid: volume.fsid, misses: mine };
+        let requests = guard
+            .misses
+            .iter()
+            .map(|m| ReadRequest { at: m.ptr.pvbn, expect: Some(m.ptr.crc) })
+            .collect();
+        self.counters.cache_misses.fetch_add(guard.misses.len() as u64, Ordering::Relaxed);
+        let answers = self.aggr.read(requests).await;
+        let mut failed = None;
+        {
+            let mut st = volume.lock();
+            for (m, answer) in guard.misses.iter().zip(answers) {
+                match answer {
+                    Ok(block) => {
+                        let Some(tree) = st.tree_mut(m.file) else { continue };
+                        if tree.insert_loaded(m.key, m.ptr, block) {
+                            let (fsid, file, key) = (volume.fsid, m.file, m.key);
+                            self.cache.push(CacheEntry::Block { fsid, file, key });
+                        }
+                    }
+                    // A block read ahead may have been freed and overwritten meanwhile.
+                    Err(error) => {
+                        let current = st.tree(m.file).map(|t| t.ptr(m.key));
+                        if current == Some(Ok(m.ptr)) {
+                            failed.get_or_insert((m.ptr.pvbn, error));
+                        }
+                    }
+                }
+            }
+        }
+        drop(guard);
+        self.evict();
+        match failed {
+            None => Ok(()),
+            Some((pvbn, error)) => {
+                self.fault(format!("volume {}: {pvbn:?} cannot be read: {error}", volume.fsid));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Loads what stopped an operation.
+    pub async fn resolve(&self, volume: &Volume, stop: Stop) -> Result<(), Stop> {
+        match stop {
+            Stop::Miss(misses) => match self.load(volume, misses).await {
+                Ok(()) => Ok(()),
+                Err(_) => Err(cairn_op::Status::Io.into()),
+            },
+            failed @ Stop::Fail(_) => Err(failed),
+        }
+    }
+
+    pub fn fault(&self, text: String) {
+        tracing::error!("{text}");
+        let mut faults = self.faults.lock().unwrap_or_else(|e| e.into_inner());
+        if faults.len() >= FAULTS_MAX {
+            faults.remove(0);
+        }
+        faults.push(text);
+    }
+
+    // ---- the cache ----
+
+    /// Removes clean blocks while memory is short.
+    pub fn evict(&self) {
+        for _ in 0..EVICT_ROUNDS {
+            let entries = self.cache.over(EVICT_BATCH);
+            if entries.is_empty() {
+                return;
+            }
+            self.evict_batch(entries);
+        }
+    }
+
+    pub fn trim_cache(&self) {
+        // Each entry may get one more round before it goes.
+        for _ in 0..2 * self.cache.blocks_max() / EVICT_BATCH + EVICT_ROUNDS {
+            let entries = self.cache.over(EVICT_BATCH);
+            if entries.is_empty() {
+                return;
+            }
+            self.evict_batch(entries);
+        }
+    }
+
+    fn evict_batch(&self, entries: Vec<CacheEntry>) {
+        let written = CpCount::new(*self.committed_cp.borrow());
+        let mut at = 0;
+        while at < entries.len() {
+            let fsid = entries[at].fsid();
+            let Some(volume) = self.volume(fsid) else {
+                at += 1;
+                continue;
+            };
+            let mut st = volume.lock();
+            while at < entries.len() && entries[at].fsid() == fsid {
+                if evict_one(&mut st, &entries[at], written) == Evicted::Busy {
+                    self.cache.push(entries[at]);
+                } else {
+                    self.counters.cache_evictions.fetch_add(1, Ordering::Relaxed);
+                }
+                at += 1;
+            }
+        }
+    }
+
+    // ---- consistency points ----
+
+    /// Asks for a consistency point and waits until one that starts from now on is committed.
+    pub async fn cp_now(&self) -> Result<(), LogError> {
+        let target = self.cp_started.load(Ordering::Acquire) + 1;
+        self.cp_wait(CpCount::new(target)).await
+    }
+
+    /// Waits until point `cp` is committed; asks for it if it has not started.
+    pub async fn cp_wait(&self, cp: CpCount) -> Result<(), LogError> {
+        let mut committed = self.committed_cp.subscribe();
+        loop {
+            if *committed.borrow_and_update() >= cp.get() {
+                return Ok(());
+            }
+            if self.stopped.load(Ordering::Acquire) {
+                return Err(LogError::Stopped);
+            }
+            self.cp_wanted.notify_one();
+            if committed.changed().await.is_err() {
+                return Err(LogError::Stopped);
+            }
+        }
+    }
+
+    /// Called by the consistency point when its root is committed.
+    pub fn committed(&self, engine: &Engine, volumes: &[Arc<Volume>], data: u64, meta: u64) {
+        for volume in volumes {
+            volume.lock().inodes_freed_in_cp.clear();
+        }
+        self.free.store(engine.space.free_blocks(), Ordering::Release);
+        self.total.store(self.aggr.geometry().data_blocks().get(), Ordering::Release);
+        self.placing.store(0, Ordering::Release);
+        self.counters.cps.fetch_add(1, Ordering::Relaxed);
+        self.counters.cp_data_blocks.fetch_add(data, Ordering::Relaxed);
+        self.counters.cp_meta_blocks.fetch_add(meta, Ordering::Relaxed);
+        self.committed_cp.send_replace(engine.cp.get());
+    }
+
+    pub async fn run_cp(&self) -> Result<(), CpError> {
+        let mut engine = self.engine.lock().await;
+        self.cp_started.store(engine.cp.get() + 1, Ordering::Release);
+        let start = self.world.clock.monotonic();
+        let done = self.consistency_point(&mut engine).await;
+        let took = self.world.clock.monotonic().since(start).unwrap_or_default();
+        self.counters.cp_nanos.fetch_add(took, Ordering::Relaxed);
+        if let Err(error) = &done {
+            self.stop(error.to_string());
+        }
+        done
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.volumes().iter().any(|v| v.is_new() || v.lock().is_dirty())
+    }
+
+    /// Serves no more: the log or a consistency point failed.
+    pub fn stop(&self, reason: String) {
+        self.fault(format!("the storage layer stops: {reason}"));
+        self.stop_reason.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(reason);
+        self.stopped.store(true, Ordering::Release);
+        self.log.stop();
+        // Wakes everybody who waits for a point.
+        self.committed_cp.send_modify(|_| ());
+        self.cp_wanted.notify_waiters();
+        self.cp_wanted.notify_one();
+        self.reap.notify_one();
+        self.loaded.notify_waiters();
+    }
+
+    pub fn stop_reason(&self) -> String {
+        let reason = self.stop_reason.lock().unwrap_or_else(|e| e.into_inner());
+        reason.clone().unwrap_or_else(|| "shut down".to_owned())
+    }
+
+    // ---- the log ----
+
+    pub fn switch_log(&self) -> Result<Option<(HalfToken, HalfToken)>, SwitchError> {
+        if !self.log_begun.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let old = self.log.current();
+        Ok(Some((old, self.log.switch_half()?)))
+    }
+    pub fn log_close(&self, old: HalfToken) {
+        self.log.close_half(old);
+    }
+    pub async fn log_settle(&self, old: HalfToken) -> Result<LogPosition, LogError> {
+        self.log.settle(old).await
+    }
+    pub fn log_release(&self, old: HalfToken) {
+        self.log.release_half(old);
+    }
+}
+
+/// Faults kept for the administrator.
+const FAULTS_MAX: usize = 100;
+
+fn evict_one(st: &mut VolState, entry: &CacheEntry, written: CpCount) -> Evicted {
+    match entry {
+        CacheEntry::Block { file, key, .. } => match st.tree_mut(*file) {
+            Some(tree) => tree.evict(*key, written),
+            None => Evicted::Gone,
+        },
+        CacheEntry::Inode { ino, .. } => {
+            let listed = st.dirty_files.contains(ino);
+            let Some(file) = st.in_core.get_mut(ino) else { return Evicted::Gone };
+            let pinned = file.dirty
+                || listed
+                || file.tree.resident() > 0
+                || file.frozen_cp > written
+                || file.has_unlogged();
+            if pinned || core::mem::take(&mut file.hot) {
+                return Evicted::Busy;
+            }
+            st.in_core.remove(ino);
+            Evicted::Removed
+        }
+    }
+}
+
+/// Takes loads off the list, however the loader ends, and wakes who waits for them.
+struct LoadGuard<'i> {
+    inner: &'i Inner,
+    fsid: Fsid,
+    misses: Vec<Miss>,
+}
+
+impl Drop for LoadGuard<'_> {
+    fn drop(&mut self) {
+        let mut loading = self.inner.loading.lock().unwrap_or_else(|e| e.into_inner());
+        for m in &self.misses {
+            loading.remove(&(self.fsid, m.file, m.key));
+        }
+        drop(loading);
+        self.inner.loaded.notify_waiters();
+    }
+}
+
+/// Runs two futures until the first of them ends.
+pub(crate) async fn first_of(mut a: BoxFuture<()>, mut b: Pin<Box<dyn Future<Output = ()> + Send + '_>>) {
+    poll_fn(move |cx| {
+        if a.as_mut().poll(cx).is_ready() || b.as_mut().poll(cx).is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+/// The task that runs consistency points: when asked, when the log fills, or after a while.
+pub(crate) async fn cp_task(inner: Arc<Inner>) {
+    loop {
+        let sleep = inner.world.clock.sleep(CP_INTERVAL);
+        let timed_out = Arc::new(AtomicBool::new(false));
+        {
+            let timed_out = timed_out.clone();
+            let timer: BoxFuture<()> = Box::pin(async move {
+                sleep.await;
+                timed_out.store(true, Ordering::Release);
+            });
+            let wanted = async {
+                let log = async {
+                    // A failed log ends the wait too; the point then fails and stops the node.
+                    drop(inner.log.wants_switch().await);
+                };
+                let asked = inner.cp_wanted.notified();
+                let (mut log, mut asked) = (Box::pin(log), Box::pin(asked));
+                poll_fn(|cx| {
+                    if asked.as_mut().poll(cx).is_ready() || log.as_mut().poll(cx).is_ready() {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                })
+                .await;
+            };
+            first_of(timer, Box::pin(wanted)).await;
+        }
+        if inner.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        if timed_out.load(Ordering::Acquire) && !inner.is_dirty() {
+            continue;
+        }
+        if inner.run_cp().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The task that frees the blocks of removed files, a few at a time.
+pub(crate) async fn reap_task(inner: Arc<Inner>) {
+    loop {
+        let mut worked = false;
+        for volume in inner.volumes() {
+            if inner.stopped.load(Ordering::Acquire) {
+                return;
+            }
+            match reap_some(&inner, &volume).await {
+                Ok(more) => worked |= more,
+                Err(_) => inner.fault(format!("volume {}: a removed file cannot be freed", volume.fsid)),
+            }
+        }
+        if !worked {
+            inner.reap.notified().await;
+        }
+        if inner.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        // Freed blocks count as dirty metadata: let a point run when there is much of it.
+        if inner.dirty.load(Ordering::Acquire) > inner.dirty_max() && inner.cp_now().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn reap_some(inner: &Inner, volume: &Arc<Volume>) -> Result<bool, Stop> {
+    for step in 0..REAP_STEPS {
+        let stop = {
+            let mut st = volume.lock();
+            if volume.gone.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+            let done = st.reap_step();
+            inner.take_delta(&mut st);
+            match done {
+                Ok(true) => continue,
+                Ok(false) => return Ok(step > 0),
+                Err(stop) => stop,
+            }
+        };
+        inner.resolve(volume, stop).await?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,540 @@
+//! The aggregate's space: which PVBNs are in use, where the next blocks go, and the stripes that
+//! are being put together.
+//!
+//! Layer: allocation; owned by the consistency point, which is the only one to change it. Does no
+//! I/O: map blocks that are not in memory are a [`TreeMiss`].
+//!
+//! # Invariants
+//! - A block freed in a consistency point keeps counting as used for allocation until that point
+//!   is committed (`freed`).
+//! - Every PVBN that [`Space::take`] gave out is filled by exactly one [`Space::put`] before the
+//!   root is written.
+//! - `used` changes by exactly what the map's bits change by; [`Space::check`] recounts the map
+//!   blocks that were touched.
+//!
+//! Areas: a group's stripes are cut into areas of `area_stripes`; the emptiest area is filled
+//! first, a tetris of up to 64 stripes at a time, column by column, so that files lie in runs on
+//! one disk and most stripes are written whole.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use cairn_raid_api::{
+    BlockTag, ColumnState, Geometry, GroupGeometry, StripeWrite, Tetris, WriteBlock,
+};
+use cairn_sys::Block;
+use cairn_units::{CpCount, Crc, Pvbn};
+use cairn_wafl_format::{AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, Inode};
+
+use crate::tree::{Key, Tree, TreeMiss};
+use crate::volume::bit_place;
+
+/// Stripes of a tetris at the most.
+const TETRIS_STRIPES_MAX: u64 = 64;
+/// Stripes of an allocation area in new aggregates.
+pub(crate) const AREA_STRIPES: u32 = 1024;
+/// Clean map blocks that stay in memory between consistency points.
+const MAP_BLOCKS_KEPT: usize = 16_384;
+
+/// Why no block could be given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoBlock {
+    /// Load this block of the map first.
+    Miss(SpaceFile, TreeMiss),
+    /// Nothing is free.
+    Full,
+}
+
+/// Which file of the aggregate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SpaceFile {
+    Map,
+    Counts,
+    Volumes,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Area {
+    group: usize,
+    next_stripe: u64,
+    end_stripe: u64,
+    /// Blocks of it that can still be given out.
+    left: u64,
+}
+
+#[derive(Debug)]
+struct OpenTetris {
+    group: usize,
+    given: usize,
+    filled: usize,
+    /// The window has moved on: nothing more is given out from it.
+    closed: bool,
+    stripes: BTreeMap<u64, StripeWrite>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Space {
+    geometry: Arc<Geometry>,
+    area_stripes: u64,
+    pvbn_end: u64,
+    /// Free blocks of each area, by group.
+    counts: Vec<Vec<u32>>,
+    pub map: Tree,
+    pub counts_file: Tree,
+    pub volumes: Tree,
+    used: u64,
+    /// Areas chosen, the one in use first; their map blocks are in memory.
+    areas: VecDeque<Area>,
+    /// The area that the last consistency point left unfinished.
+    resume: Option<Area>,
+    window: VecDeque<(Pvbn, u64)>,
+    next_tetris: u64,
+    tetrises: BTreeMap<u64, OpenTetris>,
+    /// Where a given block belongs.
+    given: BTreeMap<Pvbn, (u64, u64)>,
+    /// Freed in this consistency point.
+    freed: BTreeSet<Pvbn>,
+    /// Blocks still to be placed, for the depth of the next tetris.
+    pub expected: u64,
+    done: Vec<Tetris>,
+    /// Bits set in each touched map block before the first change, and the change so far.
+    touched: BTreeMap<u64, u64>,
+    taken: u64,
+    released: u64,
+}
+
+fn tree_of(inode: &Inode) -> Tree {
+    Tree::new(inode.height, inode.pointers, inode.blocks)
+}
+
+impl Space {
+    /// The space of an aggregate that has no root yet.
+    pub fn new(geometry: Arc<Geometry>) -> Self {
+        Self::with(geometry, AREA_STRIPES, 0, 0, [Tree::empty(), Tree::empty(), Tree::empty()])
+    }
+
+    /// The space that a root describes; the counts file must be read next ([`Self::read_counts`]).
+    pub fn from_root(geometry: Arc<Geometry>, root: &AggregateRoot) -> Self {
+        let trees =
+            [tree_of(&root.active_map), tree_of(&root.area_counts), tree_of(&root.volume_table)];
+        Self::with(geometry, root.area_stripes, root.pvbn_end, root.used_blocks, trees)
+    }
+
+    fn with(
+        geometry: Arc<Geometry>,
+        area_stripes: u32,
+        pvbn_end: u64,
+        used: u64,
+        [map, counts_file, volumes]: [Tree; 3],
+    ) -> Self {
+        Self {
+            geometry,
+            area_stripes: u64::from(area_stripes),
+            pvbn_end,
+            counts: Vec::new(),
+            map,
+            counts_file,
+            volumes,
+            used,
+            areas: VecDeque::new(),
+            resume: None,
+            window: VecDeque::new(),
+            next_tetris: 0,
+            tetrises: BTreeMap::new(),
+            given: BTreeMap::new(),
+            freed: BTreeSet::new(),
+            expected: 0,
+            done: Vec::new(),
+            touched: BTreeMap::new(),
+            taken: 0,
+            released: 0,
+        }
+    }
+
+    pub fn file(&mut self, file: SpaceFile) -> &mut Tree {
+        match file {
+            SpaceFile::Map => &mut self.map,
+            SpaceFile::Counts => &mut self.counts_file,
+            SpaceFile::Volumes => &mut self.volumes,
+        }
+    }
+
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+    pub fn pvbn_end(&self) -> u64 {
+        self.pvbn_end
+    }
+    pub fn area_stripes(&self) -> u64 {
+        self.area_stripes
+    }
+
+    /// Blocks that can be given out now, missing columns left out.
+    pub fn free_blocks(&self) -> u64 {
+        let usable: u64 = self
+            .geometry
+            .groups
+            .iter()
+            .map(|g| {
+                let present = g.data.iter().filter(|c| c.state != ColumnState::Missing).count();
+                g.stripes.get() * present as u64
+            })
+            .sum();
+        let missing = self.geometry.data_blocks().get() - usable;
+        // Used blocks on missing columns are unknown here: count as if they were used evenly.
+        let total = self.geometry.data_blocks().get().max(1);
+        let used_there = u128::from(self.used) * u128::from(missing) / u128::from(total);
+        let used_here = self.used - u64::try_from(used_there).unwrap_or_default().min(self.used);
+        usable.saturating_sub(used_here)
+    }
+
+    /// Reads the free counts of all areas; the file's blocks must be in memory. Columns that are
+    /// new since the root was written are added.
+    pub fn read_counts(&mut self) -> Result<(), TreeMiss> {
+        let mut counts = Vec::new();
+        let mut slot = 0u64;
+        for group in &self.geometry.groups {
+            let areas = group.stripes.get().div_ceil(self.area_stripes);
+            let mut of_group = Vec::new();
+            for area in 0..areas {
+                let stripes = self.stripes_in(group, area);
+                let new_columns =
+                    group.data.iter().filter(|c| c.pvbn_base.get() >= self.pvbn_end).count();
+                let block = self.counts_file.get(Key::data(slot / AREA_COUNTS_PER_BLOCK))?;
+                let known = block.map_or(0, |b| count_at(&b, slot % AREA_COUNTS_PER_BLOCK));
+                let fresh = u32::try_from(stripes * new_columns as u64).unwrap_or(u32::MAX);
+                of_group.push(known + fresh);
+                slot += 1;
+            }
+            counts.push(of_group);
+        }
+        self.counts = counts;
+        let end = self.geometry.pvbn_end.get();
+        if core::mem::replace(&mut self.pvbn_end, end) != end {
+            for block in 0..slot.div_ceil(AREA_COUNTS_PER_BLOCK) {
+                self.counts_file.edit(block, |_| ());
+            }
+        }
+        Ok(())
+    }
+
+    fn stripes_in(&self, group: &GroupGeometry, area: u64) -> u64 {
+        (group.stripes.get() - area * self.area_stripes).min(self.area_stripes)
+    }
+
+    /// Takes note of disks that were added, lost or replaced. Between consistency points only.
+    pub fn set_geometry(&mut self, geometry: Arc<Geometry>) -> Result<(), TreeMiss> {
+        if geometry.version == self.geometry.version {
+            return Ok(());
+        }
+        // The counts file is written with every consistency point, so reading it again gives the
+        // present counts; new columns are added on top.
+        self.geometry = geometry;
+        self.areas.clear();
+        self.resume = None;
+        self.window.clear();
+        self.read_counts()
+    }
+
+    // ---- choosing ----
+
+    fn emptiest(&self) -> Option<(usize, u64)> {
+        let chosen: Vec<(usize, u64)> =
+            self.areas.iter().map(|a| (a.group, (a.end_stripe - 1) / self.area_stripes)).collect();
+        let mut best: Option<(u32, usize, u64)> = None;
+        for (group, areas) in self.counts.iter().enumerate() {
+            for (area, count) in (0u64..).zip(areas) {
+                let better = best.is_none_or(|(most, _, _)| *count > most);
+                if *count > 0 && better && !chosen.contains(&(group, area)) {
+                    best = Some((*count, group, area));
+                }
+            }
+        }
+        best.map(|(_, group, area)| (group, area))
+    }
+
+    /// Makes sure that `blocks` blocks can be given out without a miss.
+    pub fn prepare(&mut self, blocks: u64) -> Result<(), NoBlock> {
+        let mut skipped = BTreeSet::new();
+        loop {
+            let ready: u64 = self.window.len() as u64 + self.areas.iter().map(|a| a.left).sum::<u64>();
+            if ready >= blocks {
+                return Ok(());
+            }
+            if let Some(mut area) = self.resume {
+                area.left = self.count_free(area.group, area.next_stripe, area.end_stripe)?;
+                self.areas.push_back(area);
+                self.resume = None;
+                continue;
+            }
+            let Some((group, area)) = self.emptiest() else { return Err(NoBlock::Full) };
+            if !skipped.insert((group, area)) {
+                return Err(NoBlock::Full);
+            }
+            let first = area * self.area_stripes;
+            let end = first + self.stripes_in(&self.geometry.groups[group], area);
+            let left = self.count_free(group, first, end)?;
+            self.areas.push_back(Area { group, next_stripe: first, end_stripe: end, left });
+        }
+    }
+
+    /// Whether each of `count` blocks from `from` on may be given out.
+    fn free_run(&self, from: Pvbn, count: u64) -> Result<Vec<bool>, TreeMiss> {
+        let mut out = Vec::new();
+        let (mut at, end) = (from.get(), from.get() + count);
+        while at < end {
+            let key = Key::data(at / BITS_PER_BLOCK);
+            self.map.reachable(key)?;
+            let block = self.map.peek(key)?;
+            let stop = end.min((key.index + 1) * BITS_PER_BLOCK);
+            for n in at..stop {
+                let (byte, mask) = bit_place(n % BITS_PER_BLOCK);
+                let free = block.is_none_or(|b| b[byte] & mask == 0);
+                out.push(free && n != 0 && !self.freed.contains(&Pvbn::new(n)));
+            }
+            at = stop;
+        }
+        Ok(out)
+    }
+
+    /// Blocks of an area that may be given out; asks for its map blocks on the way.
+    fn count_free(&self, group: usize, first: u64, end: u64) -> Result<u64, NoBlock> {
+        let mut free = 0;
+        for column in &self.geometry.groups[group].data {
+            if column.state != ColumnState::Missing {
+                let run = self.free_run(column.pvbn_base.plus(first), end - first);
+                let run = run.map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
+                free += run.iter().filter(|f| **f).count() as u64;
+            }
+        }
+        Ok(free)
+    }
+
+    /// Opens the next tetris of the area in use.
+    fn open_tetris(&mut self) -> Result<(), NoBlock> {
+        if let Some(last) = self.next_tetris.checked_sub(1)
+            && let Some(open) = self.tetrises.get_mut(&last)
+        {
+            open.closed = true;
+            self.finish(last);
+        }
+        loop {
+            let Some(area) = self.areas.front() else { return Err(NoBlock::Full) };
+            if area.next_stripe >= area.end_stripe || area.left == 0 {
+                self.areas.pop_front();
+                continue;
+            }
+            let (group, first, end) = (area.group, area.next_stripe, area.end_stripe);
+            let columns = self.geometry.groups[group].data.len().max(1) as u64;
+            let depth = self.expected.div_ceil(columns).clamp(1, TETRIS_STRIPES_MAX);
+            let end = end.min(first + depth);
+            let (window, stripes) = self
+                .window_of(group, first, end)
+                .map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
+            if let Some(area) = self.areas.front_mut() {
+                area.next_stripe = end;
+                area.left -= (window.len() as u64).min(area.left);
+            }
+            if window.is_empty() {
+                continue;
+            }
+            let id = self.next_tetris;
+            self.next_tetris += 1;
+            self.window = window;
+            self.tetrises
+                .insert(id, OpenTetris { group, given: 0, filled: 0, closed: false, stripes });
+            return Ok(());
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "two halves of one thing, used once")]
+    fn window_of(
+        &self,
+        group: usize,
+        first: u64,
+        end: u64,
+    ) -> Result<(VecDeque<(Pvbn, u64)>, BTreeMap<u64, StripeWrite>), TreeMiss> {
+        let mut window = VecDeque::new();
+        let mut stripes: BTreeMap<u64, StripeWrite> = (first..end)
+            .map(|stripe| (stripe, StripeWrite { stripe, blocks: Vec::new(), rest_is_free: true }))
+            .collect();
+        for column in &self.geometry.groups[group].data {
+            let run = self.free_run(column.pvbn_base.plus(first), end - first)?;
+            for (stripe, free) in (first..end).zip(run) {
+                let at = column.pvbn_base.plus(stripe);
+                if !free {
+                    if let Some(s) = stripes.get_mut(&stripe) {
+                        s.rest_is_free = false;
+                    }
+                } else if column.state != ColumnState::Missing {
+                    window.push_back((at, stripe));
+                }
+            }
+        }
+        Ok((window, stripes))
+    }
+
+    /// Gives out a block.
+    pub fn take(&mut self) -> Result<Pvbn, NoBlock> {
+        while self.window.is_empty() {
+            self.prepare(1)?;
+            self.open_tetris()?;
+        }
+        let Some((at, stripe)) = self.window.pop_front() else { unreachable!("just filled") };
+        let id = self.next_tetris - 1;
+        if let Some(open) = self.tetrises.get_mut(&id) {
+            open.given += 1;
+        }
+        self.given.insert(at, (id, stripe));
+        self.set_bit(at, true);
+        self.used += 1;
+        self.taken += 1;
+        self.expected = self.expected.saturating_sub(1);
+        Ok(at)
+    }
+
+    fn set_bit(&mut self, at: Pvbn, used: bool) {
+        let index = at.get() / BITS_PER_BLOCK;
+        if !self.touched.contains_key(&index) {
+            let before = match self.map.peek(Key::data(index)) {
+                Ok(block) => block.map_or(0, |b| ones(b)),
+                Err(_) => panic!("map block {index} must be in memory"),
+            };
+            self.touched.insert(index, before);
+        }
+        self.map.edit(index, |block| {
+            let (byte, mask) = bit_place(at.get() % BITS_PER_BLOCK);
+            assert!((block[byte] & mask != 0) != used, "{at:?} is marked already: used {used}");
+            block[byte] ^= mask;
+        });
+        let Some((group, _, stripe)) = self.geometry.locate(at) else {
+            panic!("{at:?} is outside the aggregate")
+        };
+        let area = stripe / self.area_stripes;
+        let slot = usize::try_from(area).unwrap_or(usize::MAX);
+        let count = &mut self.counts[group][slot];
+        *count = if used { *count - 1 } else { *count + 1 };
+        let before: u64 = self.counts[..group].iter().map(|g| g.len() as u64).sum();
+        self.counts_file.edit((before + area) / AREA_COUNTS_PER_BLOCK, |_| ());
+    }
+
+    /// Whether the map block of `at` is in memory, so that [`Self::free`] may run.
+    pub fn free_ready(&self, at: Pvbn) -> Result<(), TreeMiss> {
+        let key = Key::data(at.get() / BITS_PER_BLOCK);
+        self.map.reachable(key)?;
+        self.map.peek(key).map(|_| ())
+    }
+
+    /// Marks a block free; it is given out again after this consistency point.
+    pub fn free(&mut self, at: Pvbn) {
+        self.set_bit(at, false);
+        self.used -= 1;
+        self.released += 1;
+        self.freed.insert(at);
+        // A window computed before never holds it: it was in use then.
+    }
+
+    /// Marks block 0 as used, which no pointer can name.
+    pub fn reserve_zero(&mut self) {
+        self.set_bit(Pvbn::new(0), true);
+        self.used += 1;
+        self.taken += 1;
+    }
+
+    /// Fills a block that was given out.
+    pub fn put(&mut self, at: Pvbn, data: Block, crc: Crc, tag: BlockTag) {
+        let Some((id, stripe)) = self.given.remove(&at) else { panic!("{at:?} was not given out") };
+        let Some(open) = self.tetrises.get_mut(&id) else { panic!("{at:?} has no tetris") };
+        let Some(row) = open.stripes.get_mut(&stripe) else { panic!("{at:?} has no stripe") };
+        row.blocks.push(WriteBlock { at, data, crc, tag });
+        open.filled += 1;
+        self.finish(id);
+    }
+
+    fn finish(&mut self, id: u64) {
+        let ready = self.tetrises.get(&id).is_some_and(|o| o.closed && o.filled == o.given);
+        if ready && let Some(open) = self.tetrises.remove(&id) {
+            let stripes: Vec<StripeWrite> =
+                open.stripes.into_values().filter(|s| !s.blocks.is_empty()).collect();
+            if !stripes.is_empty() {
+                self.done.push(Tetris { group: self.geometry.groups[open.group].group, stripes });
+            }
+        }
+    }
+
+    /// Tetrises that are complete.
+    pub fn take_done(&mut self) -> Vec<Tetris> {
+        core::mem::take(&mut self.done)
+    }
+
+    /// Ends the consistency point's allocation: everything given out must have been filled.
+    pub fn close(&mut self) -> Vec<Tetris> {
+        assert!(self.given.is_empty(), "{} blocks were given out and not filled", self.given.len());
+        self.window.clear();
+        let ids: Vec<u64> = self.tetrises.keys().copied().collect();
+        for id in ids {
+            if let Some(open) = self.tetrises.get_mut(&id) {
+                open.closed = true;
+            }
+            self.finish(id);
+        }
+        self.take_done()
+    }
+
+    /// Recounts the map blocks that this consistency point touched: whether they changed by what
+    /// was taken and released.
+    pub fn check(&self) -> Result<(), (u64, u64)> {
+        let mut now = 0;
+        for index in self.touched.keys() {
+            now += match self.map.peek(Key::data(*index)) {
+                Ok(block) => block.map_or(0, |b| ones(b)),
+                Err(_) => 0,
+            };
+        }
+        let before: u64 = self.touched.values().sum();
+        if now + self.released == before + self.taken { Ok(()) } else { Err((before, now)) }
+    }
+
+    /// Content of a block of the counts file.
+    pub fn counts_block(&self, index: u64) -> Block {
+        let mut block = cairn_sys::BlockMut::zeroed();
+        let from = usize::try_from(index * AREA_COUNTS_PER_BLOCK).unwrap_or(usize::MAX);
+        let all = self.counts.iter().flatten().skip(from);
+        for (bytes, count) in block.chunks_exact_mut(4).zip(all) {
+            bytes.copy_from_slice(&count.to_le_bytes());
+        }
+        block.freeze()
+    }
+
+    /// The point is committed: what it freed may be given out.
+    pub fn committed(&mut self, cp: CpCount) {
+        self.freed.clear();
+        self.touched.clear();
+        self.taken = 0;
+        self.released = 0;
+        // Areas were chosen by their counts then; choose afresh, the one in use excepted.
+        self.resume = self.areas.pop_front().filter(|a| a.next_stripe < a.end_stripe);
+        self.areas.clear();
+        self.map.trim(MAP_BLOCKS_KEPT, cp);
+        self.volumes.trim(0, cp);
+    }
+}
+
+fn count_at(block: &Block, slot: u64) -> u32 {
+    let at = usize::try_from(slot).unwrap_or_default() * 4;
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&block[at..at + 4]);
+    u32::from_le_bytes(bytes)
+}
+
+/// Bits set in a map block.
+pub(crate) fn ones(block: &Block) -> u64 {
+    block
+        .chunks_exact(8)
+        .map(|c| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(c);
+            u64::from(u64::from_le_bytes(bytes).count_ones())
+        })
+        .sum()
+}
