@@ -302,6 +302,10 @@ impl<'d, 'v, V: DirRead> Draft<'d, 'v, V> {
             && let Some(parent) = steps.pop()
         {
             if parent.node.count() == 1 {
+                // Only the root may have an only child (one that is too large for its place).
+                if parent.node.at != NodeNo::ROOT {
+                    return Err(parent.node.at.damaged(Damage::Layout).into());
+                }
                 self.writes.insert(node.at, node.block().clone());
                 return self.collapse(parent.node);
             }

@@ -150,6 +150,11 @@ fn the_longer_of_two_copies_wins() {
 
 /// Two halves in use, both with acknowledged records; position of the root before the switch.
 fn two_halves(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
+    two_halves_with(sim, 7)
+}
+
+/// Three records in the first half, `second` in the second one.
+fn two_halves_with(sim: &SimWorld, second: u64) -> (Arc<Areas>, LogPosition) {
     let areas = Areas::new(sim, 4, 256);
     let position = sim.block_on(async {
         let log = begun(sim, &areas).await;
@@ -164,7 +169,7 @@ fn two_halves(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
         let old = log.current();
         let _new = log.switch_half().unwrap();
         log.close_half(old);
-        for n in 4..=10 {
+        for n in 4..4 + second {
             let lsn = append(&log, record(1, n, 30, 2)).unwrap();
             log.durable(lsn).await.unwrap();
         }
@@ -183,6 +188,18 @@ fn a_half_that_was_named_and_is_lost_is_an_error() {
     areas.take_out(area(4));
     let error = recover_now(&sim, &areas, position).unwrap_err();
     assert_eq!(error, RecoverError::HalfMissing { half: 2, areas: 2 });
+}
+
+#[test]
+fn the_first_record_of_a_half_is_acknowledged_only_after_the_old_half_names_it() {
+    for seed in 0..20 {
+        let sim = SimWorld::new(seed);
+        let (areas, position) = two_halves_with(&sim, 1);
+        areas.take_out(area(3));
+        areas.take_out(area(4));
+        let error = recover_now(&sim, &areas, position).unwrap_err();
+        assert_eq!(error, RecoverError::HalfMissing { half: 2, areas: 2 });
+    }
 }
 
 #[test]
