@@ -1,6 +1,6 @@
 //! Damage to one copy is mended, damage to all is an error, a torn tail is neither.
 
-use cairn_sim::SimWorld;
+use cairn_sim::{CutPolicy, SimWorld};
 use cairn_sys::Block;
 use cairn_units::Dbn;
 use std::sync::Arc;
@@ -175,6 +175,8 @@ fn two_halves_with(sim: &SimWorld, second: u64) -> (Arc<Areas>, LogPosition) {
         }
         position
     });
+    // What is under way at the moment of the last acknowledgement does not count.
+    sim.power_cut_with(&CutPolicy::DropAll);
     (areas.reattached(), position)
 }
 

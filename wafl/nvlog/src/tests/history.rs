@@ -95,7 +95,7 @@ async fn storage_manager(seams: &cairn_sys::World, log: &Nvlog, world: &Shared) 
             seams.clock.sleep(Duration::from_micros(seams.entropy.next_u64() % 900)).await;
             let mut world = world.lock().unwrap();
             world.half.insert(volume, new);
-            upto.insert(volume, world.last.get(&volume).copied().unwrap_or(Lsn::new(0)));
+            upto.insert(volume, world.last[&volume]);
         }
         log.close_half(old);
         seams.clock.sleep(Duration::from_micros(seams.entropy.next_u64() % 3000)).await;
@@ -171,10 +171,10 @@ fn run(seed: u64, lives: u64, trouble: Trouble) -> (u64, usize) {
         };
         let log = Nvlog::open(&sim.world(), areas.clone(), options, &recovered).unwrap();
         // Replayed: the root holds everything that was recovered; the rest never happened.
-        let upto = (1..=VOLUMES).map(|v| (v, Lsn::new(next_lsn.get() - 1))).collect();
-        world.root = Some(Root { position: log.position(), upto });
+        let before = Lsn::new(next_lsn.get() - 1);
+        world.last = (1..=VOLUMES).map(|volume| (volume, before)).collect();
+        world.root = Some(Root { position: log.position(), upto: world.last.clone() });
         world.acknowledged.clear();
-        world.last.clear();
         let shared = Arc::new(Mutex::new(world));
         sim.cut_power_at(1 + rng.below(400));
         if trouble == Trouble::CopyDies {
@@ -220,7 +220,7 @@ fn power_cuts_lose_nothing_that_was_acknowledged() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::default())]
 
     #[test]
     fn histories_survive(
