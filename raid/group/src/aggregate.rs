@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
-    Aggregate, Geometry, LogStore, Place, PlaceOnDisk, ReadError, ReadRequest, RootRecord, Tetris,
+    Aggregate, BlockTag, Geometry, LogStore, Place, PlaceOnDisk, ReadError, ReadRequest, RootRecord, Tetris,
     WriteError,
 };
 use cairn_raid_disk::Disk;
@@ -17,6 +17,7 @@ use crate::core::Core;
 use crate::create::{CreateError, CreateOptions, format};
 use crate::label::{Probe, read_label};
 use crate::log_areas::LogAreas;
+use crate::ondisk::REGION_STRIPES;
 use crate::open::{OpenError, OpenOptions, Refused, open};
 use crate::stripe::parity_slots;
 use crate::tools::lock;
@@ -84,6 +85,20 @@ impl RaidAggregate {
     /// its last durable mark when the aggregate is opened again.
     pub fn shutdown(&self) {
         self.core.stopped.store(true, Ordering::Release);
+    }
+
+    /// The identity that was written with a block, from its stamp; `None` for a block that was
+    /// never written, was rebuilt without it, or whose disk is gone.
+    pub fn identity(&self, at: Pvbn) -> BoxFuture<Option<BlockTag>> {
+        let core = self.core.clone();
+        Box::pin(async move {
+            let view = core.view();
+            let (group, slot, stripe) = view.locate(at)?;
+            let member = group.slots[slot].readable(stripe)?;
+            let entry = core.stamps.get(member, stripe / REGION_STRIPES).await.ok()?;
+            let stamp = lock(&entry).get(stripe);
+            stamp.tag()
+        })
     }
 
     /// Runs `work` in a task of its own, so that a caller who goes away cannot leave it half

@@ -1,12 +1,12 @@
 //! Parity of one stripe: computing it, and finding lost columns from it.
 //!
-//! Layer: pure. Ring positions: data column `c` has ring position `c`, row parity has `p - 1`;
+//! Layer: pure, over the kernels of `cairn-raid-parity`. Ring positions: data column `c` has ring position `c`, row parity has `p - 1`;
 //! row `r` of ring position `c` lies on diagonal `(r + c) mod p`, diagonal `p - 1` is not stored.
 //! A column that does not exist counts as zeros. Source: Corbett et al., "Row-Diagonal Parity for
 //! Double Disk Failure Correction", FAST 2004.
 
+use cairn_raid_parity::{Column, Kernels, Ring, RingIndex};
 use cairn_sys::{Block, BlockMut};
-use cairn_units::BLOCK_BYTES;
 
 use crate::config::RaidKind;
 
@@ -14,6 +14,7 @@ use crate::config::RaidKind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Code {
     pub kind: RaidKind,
+    /// The prime, as the configuration names it.
     pub p: u16,
 }
 
@@ -28,59 +29,36 @@ pub(crate) struct Parity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooMany(pub u16);
 
-fn xor(into: &mut [u8; BLOCK_BYTES], from: &[u8; BLOCK_BYTES]) {
-    for (a, b) in into.iter_mut().zip(from) {
-        *a ^= b;
-    }
-}
-
-fn xor_slice(into: &mut [u8], from: &[u8]) {
-    for (a, b) in into.iter_mut().zip(from) {
-        *a ^= b;
-    }
-}
-
-/// `a ^= b`, sharing nothing.
+/// `a ^= b`; a block that others hold is copied first.
 pub(crate) fn xor_block(into: &mut Block, from: &Block) {
-    xor(into.make_mut(), from);
+    Kernels::best().xor_into(into.make_mut(), &from[..]);
 }
 
 impl Code {
-    fn p(self) -> usize {
-        usize::from(self.p)
-    }
-    fn row_bytes(self) -> usize {
-        BLOCK_BYTES / (self.p() - 1)
+    fn ring(self) -> Ring {
+        if self.p == Ring::P17.p() { Ring::P17 } else { Ring::P257 }
     }
 
-    /// Folds ring column `ring` into a diagonal block.
-    fn fold_diagonal(self, into: &mut [u8; BLOCK_BYTES], ring: usize, block: &[u8; BLOCK_BYTES]) {
-        let (p, w) = (self.p(), self.row_bytes());
-        for row in 0..p - 1 {
-            let diagonal = (row + ring) % p;
-            if diagonal != p - 1 {
-                xor_slice(
-                    &mut into[diagonal * w..(diagonal + 1) * w],
-                    &block[row * w..(row + 1) * w],
-                );
-            }
-        }
+    /// Ring position of a data or row parity column.
+    fn index(self, column: u16) -> Option<RingIndex> {
+        let ring = self.ring();
+        if column == self.p - 1 { Some(ring.row_parity()) } else { ring.data(column) }
     }
 
     /// Parity of the data columns given; those left out count as zeros.
     pub(crate) fn encode<'a>(self, data: impl Iterator<Item = (u16, &'a Block)>) -> Parity {
-        let mut row = BlockMut::zeroed();
-        let mut diagonal = (self.kind == RaidKind::RaidDp).then(BlockMut::zeroed);
-        for (ring, block) in data {
-            xor(&mut row, block);
-            if let Some(diagonal) = &mut diagonal {
-                self.fold_diagonal(diagonal, usize::from(ring), block);
-            }
+        let columns: Vec<Column<'_>> = data
+            .filter_map(|(c, block)| Some(Column { index: self.index(c)?, block }))
+            .collect();
+        let (kernels, mut row) = (Kernels::best(), BlockMut::dirty());
+        if self.kind == RaidKind::Raid4 {
+            let blocks: Vec<_> = columns.iter().map(|c| c.block).collect();
+            kernels.xor_all(&blocks, &mut row);
+            return Parity { row: row.freeze(), diagonal: None };
         }
-        if let Some(diagonal) = &mut diagonal {
-            self.fold_diagonal(diagonal, self.p() - 1, &row);
-        }
-        Parity { row: row.freeze(), diagonal: diagonal.map(BlockMut::freeze) }
+        let mut diagonal = BlockMut::dirty();
+        kernels.encode(self.ring(), &columns, &mut row, &mut diagonal);
+        Parity { row: row.freeze(), diagonal: Some(diagonal.freeze()) }
     }
 
     /// Fills in the lost columns. `columns` holds (column number, contents) of every column that
@@ -97,70 +75,42 @@ impl Code {
         let ring_lost: Vec<usize> =
             lost.iter().copied().filter(|i| columns[*i].0 < self.p).collect();
         match ring_lost[..] {
-            [] => {}
             [one] => {
-                let mut sum = BlockMut::zeroed();
-                for (column, block) in columns.iter() {
-                    if let (true, Some(block)) = (*column < self.p, block) {
-                        xor(&mut sum, block);
-                    }
-                }
-                columns[one].1 = Some(sum.freeze());
+                let present: Vec<_> = columns
+                    .iter()
+                    .filter(|c| c.0 < self.p)
+                    .filter_map(|c| c.1.as_deref())
+                    .collect();
+                let mut found = BlockMut::dirty();
+                Kernels::best().xor_all(&present, &mut found);
+                columns[one].1 = Some(found.freeze());
             }
             [a, b] => self.decode_two(columns, a, b),
-            _ => return Err(TooMany(u16::try_from(lost.len()).unwrap_or(u16::MAX))),
+            _ => {}
         }
         if let Some(diagonal) = columns.iter().position(|c| c.0 == self.p && c.1.is_none()) {
-            let mut sum = BlockMut::zeroed();
-            for (column, block) in columns.iter() {
-                if let (true, Some(block)) = (*column < self.p, block) {
-                    self.fold_diagonal(&mut sum, usize::from(*column), block);
-                }
-            }
-            columns[diagonal].1 = Some(sum.freeze());
+            let data = columns
+                .iter()
+                .filter(|c| c.0 < self.p - 1)
+                .filter_map(|c| Some((c.0, c.1.as_ref()?)));
+            columns[diagonal].1 = self.encode(data).diagonal;
         }
         Ok(())
     }
 
     /// Two ring columns from rows and diagonals in turn.
     fn decode_two(self, columns: &mut [(u16, Option<Block>)], a: usize, b: usize) {
-        let (p, w) = (self.p(), self.row_bytes());
-        let mut rows = BlockMut::zeroed();
-        let mut diagonals = BlockMut::zeroed();
-        for (column, block) in columns.iter() {
-            let Some(block) = block else { continue };
-            if *column == self.p {
-                xor(&mut diagonals, block);
-            } else {
-                xor(&mut rows, block);
-                self.fold_diagonal(&mut diagonals, usize::from(*column), block);
-            }
-        }
-        let (ring_a, ring_b) = (usize::from(columns[a].0), usize::from(columns[b].0));
-        let (mut out_a, mut out_b) = (BlockMut::zeroed(), BlockMut::zeroed());
-        // A diagonal that passes one of the two in the imaginary row p - 1 gives the other; its
-        // row then gives the first, whose diagonal gives the next, until diagonal p - 1.
-        for first_is_a in [true, false] {
-            let (known, other) = if first_is_a { (ring_a, ring_b) } else { (ring_b, ring_a) };
-            let mut diagonal = (p - 1 + known) % p;
-            while diagonal != p - 1 {
-                let row = (diagonal + p - other) % p;
-                let (from, to) =
-                    if first_is_a { (&mut out_a, &mut out_b) } else { (&mut out_b, &mut out_a) };
-                let at = row * w..(row + 1) * w;
-                // What this diagonal still misses: the known column's part was folded back.
-                to[at.clone()].copy_from_slice(&diagonals[diagonal * w..(diagonal + 1) * w]);
-                let known_row = (diagonal + p - known) % p;
-                if known_row != p - 1 {
-                    let part: Vec<u8> = from[known_row * w..(known_row + 1) * w].to_vec();
-                    xor_slice(&mut to[at.clone()], &part);
-                }
-                let mut value: Vec<u8> = to[at.clone()].to_vec();
-                xor_slice(&mut value, &rows[at.clone()]);
-                from[at].copy_from_slice(&value);
-                diagonal = (row + known) % p;
-            }
-        }
+        let diagonal = columns.iter().find(|c| c.0 == self.p).and_then(|c| c.1.clone());
+        let lost = (self.index(columns[a].0), self.index(columns[b].0));
+        let (Some(diagonal), (Some(lost_a), Some(lost_b))) = (diagonal, lost) else { return };
+        let present: Vec<Column<'_>> = columns
+            .iter()
+            .filter(|c| c.0 < self.p)
+            .filter_map(|c| Some(Column { index: self.index(c.0)?, block: c.1.as_deref()? }))
+            .collect();
+        let (mut out_a, mut out_b) = (BlockMut::dirty(), BlockMut::dirty());
+        let out = [&mut *out_a, &mut *out_b];
+        Kernels::best().reconstruct_pair(self.ring(), &present, &diagonal, [lost_a, lost_b], out);
         columns[a].1 = Some(out_a.freeze());
         columns[b].1 = Some(out_b.freeze());
     }

@@ -67,11 +67,6 @@ impl GroupConfig {
     pub(crate) fn diagonal_column(&self) -> ColumnNo {
         ColumnNo::new(self.p)
     }
-    /// Positions that hold no whole disk.
-    pub(crate) fn lost(&self) -> u16 {
-        let lost = self.positions.values().filter(|p| p.state != ColumnState::Online).count();
-        u16::try_from(lost).unwrap_or(u16::MAX)
-    }
 }
 
 /// The whole configuration.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{ColumnState, WriteError};
+use cairn_raid_parity::is_zero;
 use cairn_units::GroupNo;
 
 use crate::Event;
@@ -123,7 +124,7 @@ impl Core {
                     continue;
                 };
                 let block = &solved.blocks[i];
-                let zero = block[..].iter().all(|b| *b == 0);
+                let zero = is_zero(block);
                 if zero && lock(entry).get(stripe).kind() == StampKind::Zero {
                     continue;
                 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cairn_raid_parity::is_zero;
 use cairn_sys::{Block, BoxFuture};
 
 use crate::code::TooMany;
@@ -200,7 +201,7 @@ impl Core {
         let Some(entry) = stamps.entry(slot, stripe) else { return false };
         let crc = crc_of(&block[..]);
         let old = lock(entry).get(stripe);
-        let zero = block[..].iter().all(|b| *b == 0);
+        let zero = is_zero(block);
         let stamp = match old.kind() {
             StampKind::Written(c) if c == crc => old,
             _ if zero => StampV1::default(),

@@ -114,11 +114,6 @@ impl StripeLog {
         }
     }
 
-    /// Blocks in the area.
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
     /// Sets room aside; `false` when the interval must be flushed first.
     pub(crate) fn reserve(&self, blocks: u64) -> bool {
         let mut promised = lock(&self.promised);

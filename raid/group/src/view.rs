@@ -60,9 +60,6 @@ impl GroupView {
     pub(crate) fn is_data(&self, column: ColumnNo) -> bool {
         column.get() < self.code.p - 1
     }
-    pub(crate) fn slot_index(&self, column: ColumnNo) -> Option<usize> {
-        self.slots.iter().position(|s| s.column == column)
-    }
     /// Positions whose disk is gone or not rebuilt yet.
     pub(crate) fn lost(&self) -> u16 {
         let whole = |s: &&Slot| s.state == ColumnState::Online && s.writable().is_some();

@@ -1,7 +1,7 @@
 //! A bench for aggregates: simulated disks, a twin that knows what must be there, and a storage
 //! manager's manners (no committed block is overwritten, freed ones only after the commit).
 
-#![allow(dead_code, reason = "each test binary uses its part of the bench")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of the bench")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};

@@ -1,0 +1,352 @@
+//! Disks that die, rot, lie and hang while the aggregate is in use.
+
+mod common;
+
+use cairn_raid_api::{Aggregate, AggregateAdmin, ColumnState, ReadRequest, WriteError};
+use cairn_raid_disk::DiskError;
+use cairn_raid_group::{Event, RaidKind};
+use cairn_sim::SimDisk;
+use cairn_units::{Dbn, Pvbn};
+use common::{Bench, Shape, crc, noise};
+
+/// The disk and DBN of a committed block.
+fn place_of(bench: &Bench, at: u64) -> (SimDisk, Dbn) {
+    let place = bench.agg().place(Pvbn::new(at)).expect("place");
+    (bench.disks[bench.disk_of(place.data.column.get())].clone(), place.data.dbn)
+}
+
+fn picks(bench: &mut Bench, count: usize) -> Vec<u64> {
+    let mut places: Vec<u64> = bench.committed.keys().copied().collect();
+    bench.rng.shuffle(&mut places);
+    places.truncate(count);
+    places
+}
+
+fn filled(seed: u64, shape: Shape) -> Bench {
+    let mut bench = Bench::new(seed, shape);
+    bench.frees = false;
+    for _ in 0..5 {
+        assert!(bench.cp(70));
+    }
+    bench.frees = true;
+    bench
+}
+
+#[test]
+fn two_disks_lost_under_writes_reads_and_writes_go_on() {
+    for seed in 0..12 {
+        let mut bench = filled(seed, Shape::dp());
+        for lost in 1..=2 {
+            let n = bench.rng.index(7);
+            bench.disks[n].die();
+            assert!(bench.cp(50), "seed {seed}, {lost} lost");
+            bench.verify();
+        }
+        for _ in 0..3 {
+            assert!(bench.cp(30));
+        }
+        bench.verify();
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.verify();
+        bench.scrub_is_clean();
+    }
+}
+
+#[test]
+fn more_disks_lost_than_parity_covers_is_an_error_and_nothing_is_acknowledged() {
+    let mut bench = filled(3, Shape { raid: RaidKind::Raid4, disks: 5, ..Shape::dp() });
+    bench.disks[0].die();
+    assert!(bench.cp(50));
+    bench.disks[1].die();
+    let result = bench.write(50).expect("no cut");
+    assert!(matches!(result, Err(WriteError::GroupFailed { lost: 2, parity: 1, .. })), "{result:?}");
+    assert!(bench.commit().expect("no cut").is_err());
+    let at = bench.agg().geometry().groups[0].data[0].pvbn_base.get();
+    let column: Vec<u64> = bench.committed.keys().copied().filter(|p| *p < at + 300).collect();
+    let requests = column.iter().map(|p| ReadRequest { at: Pvbn::new(*p), expect: None }).collect();
+    let agg = bench.agg();
+    let answers = bench.sim.block_on(async move { agg.read(requests).await });
+    assert!(!answers.is_empty() && answers.iter().all(Result::is_err));
+}
+
+#[test]
+fn spares_are_rebuilt_and_then_two_more_disks_may_die() {
+    for seed in 20..26 {
+        let mut bench = filled(seed, Shape { disks: 9, spares: 2, ..Shape::dp() });
+        bench.disks[1].die();
+        bench.disks[5].die();
+        assert!(bench.cp(50));
+        // Writes and reads go on while the spares are being rebuilt.
+        assert!(bench.cp(20));
+        bench.verify();
+        bench.await_rebuild();
+        bench.verify();
+        bench.scrub_is_clean();
+        let rebuilt = bench.agg().events();
+        let finished = rebuilt.iter().filter(|e| matches!(e, Event::RebuildFinished { .. })).count();
+        assert_eq!(finished, 2, "{rebuilt:?}");
+        bench.disks[0].die();
+        bench.disks[7].die();
+        assert!(bench.cp(50));
+        bench.verify();
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.verify();
+    }
+}
+
+#[test]
+fn raid4_spare_is_rebuilt_under_writes() {
+    let shape = Shape { raid: RaidKind::Raid4, disks: 6, spares: 1, ..Shape::dp() };
+    let mut bench = filled(30, shape);
+    bench.disks[4].die();
+    for _ in 0..4 {
+        assert!(bench.cp(30));
+        bench.verify();
+    }
+    bench.await_rebuild();
+    bench.verify();
+    bench.scrub_is_clean();
+    bench.disks[2].die();
+    assert!(bench.cp(30));
+    bench.verify();
+}
+
+#[test]
+fn rebuild_cut_by_power_resumes_from_its_mark() {
+    let mut resumed = 0;
+    for seed in 40..46 {
+        let shape = Shape { disks: 6, spares: 1, blocks: 65_536, ..Shape::dp() };
+        let mut bench = Bench::new(seed, shape);
+        bench.stripes = 60_000;
+        for _ in 0..25 {
+            assert!(bench.cp(60));
+        }
+        bench.disks[2].die();
+        assert!(bench.cp(60));
+        let orders = 40 + bench.rng.below(500);
+        bench.sim.cut_power_at(orders);
+        let (agg, clock) = (bench.agg(), bench.sim.world().clock);
+        let ended = bench.sim.block_on_or_cut(async move {
+            while agg.disks().iter().any(|d| d.state == ColumnState::Rebuilding) {
+                clock.sleep(core::time::Duration::from_millis(1)).await;
+            }
+        });
+        bench.sim.cancel_cut();
+        if ended.is_some() {
+            bench.sim.power_cut();
+        }
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        let first = bench.agg().disks().into_iter().find_map(|d| d.rebuild);
+        resumed += usize::from(first.is_some_and(|(done, _)| done.get() > 0));
+        bench.verify();
+        assert!(bench.cp(50));
+        bench.await_rebuild();
+        bench.verify();
+        bench.scrub_is_clean();
+        let at = bench.disk_of(0);
+        bench.disks[at].die();
+        let at = bench.disk_of(1);
+        bench.disks[at].die();
+        assert!(bench.cp(50));
+        bench.verify();
+    }
+    assert!(resumed > 0, "no seed resumed from a mark: the test proves nothing");
+}
+
+#[test]
+fn bit_rot_is_answered_right_mended_and_gone_for_the_scrub() {
+    for (seed, shape) in [(60, Shape::dp()), (61, Shape { raid: RaidKind::Raid4, ..Shape::dp() })] {
+        let mut bench = filled(seed, shape);
+        for at in picks(&mut bench, 30) {
+            let (disk, dbn) = place_of(&bench, at);
+            disk.rot_block(dbn);
+        }
+        bench.verify();
+        assert!(bench.agg().counters().repaired_blocks >= 20);
+        bench.scrub_is_clean();
+    }
+}
+
+#[test]
+fn scrub_finds_and_mends_rot_lost_and_misdirected_writes_and_bad_sectors() {
+    let mut bench = filled(70, Shape::dp());
+    let victims = picks(&mut bench, 12);
+    let mut stripes = std::collections::BTreeSet::new();
+    let mut done = 0;
+    for (i, at) in victims.iter().enumerate() {
+        let place = bench.agg().place(Pvbn::new(*at)).expect("place");
+        if !stripes.insert(place.stripe) {
+            continue;
+        }
+        let (disk, dbn) = place_of(&bench, *at);
+        match i % 3 {
+            0 => disk.rot_block(dbn),
+            1 => disk.break_block(dbn),
+            _ => disk.scribble(dbn, &noise(9)),
+        }
+        done += 1;
+    }
+    // Writes that get lost or land elsewhere.
+    for i in 0..6 {
+        let geometry = bench.agg().geometry();
+        let column = &geometry.groups[0].data[i % 5];
+        let at = column.pvbn_base.plus(310 + i as u64 * 2);
+        let place = bench.agg().place(at).expect("place");
+        let disk = bench.disks[bench.disk_of(column.column.get())].clone();
+        if i % 2 == 0 {
+            disk.lose_next_write(place.data.dbn);
+        } else {
+            disk.misdirect_next_write(place.data.dbn, Dbn::new(place.data.dbn.get() + 400));
+        }
+    }
+    bench.stripes = 300;
+    let mut tetris = bench.tetris(100);
+    let mut wide = Vec::new();
+    for stripe in 308..330 {
+        let geometry = bench.agg().geometry();
+        let blocks: Vec<_> = geometry.groups[0]
+            .data
+            .iter()
+            .map(|c| {
+                let (at, seed) = (c.pvbn_base.plus(stripe), 0xF00 + stripe * 100 + u64::from(c.column.get()));
+                bench.pending.insert(at.get(), seed);
+                let data = noise(seed);
+                cairn_raid_api::WriteBlock { at, crc: crc(&data), data, tag: Default::default() }
+            })
+            .collect();
+        wide.push(cairn_raid_api::StripeWrite { stripe, blocks, rest_is_free: true });
+    }
+    tetris.stripes = wide;
+    let agg = bench.agg();
+    bench.frees = false;
+    bench.pending.retain(|_, seed| *seed < 0x100_0000 || bench.committed.values().any(|s| s == seed));
+    bench.sim.block_on(async move { agg.write(tetris).await }).expect("write");
+    bench.commit().expect("no cut").expect("commit");
+    let status = bench.scrub();
+    assert!(status.damaged >= done + 6, "{status:?}, {done} put there");
+    assert_eq!(status.repaired, status.damaged, "{status:?}");
+    bench.scrub_is_clean();
+    bench.verify();
+}
+
+#[test]
+fn a_lost_write_of_a_block_with_its_stamp_is_found_by_the_pointer_and_by_scrub() {
+    let mut bench = filled(80, Shape::dp());
+    // The disk as it was, put back after more was written: every write since is lost on it.
+    let column = 1;
+    let disk = bench.disks[bench.disk_of(column)].clone();
+    let before = disk.image();
+    let old = bench.committed.clone();
+    bench.frees = false;
+    assert!(bench.cp(60));
+    let agg = bench.agg();
+    let fresh: Vec<u64> = bench
+        .committed
+        .keys()
+        .copied()
+        .filter(|at| !old.contains_key(at))
+        .filter(|at| agg.place(Pvbn::new(*at)).is_some_and(|p| p.data.column.get() == column))
+        .collect();
+    assert!(!fresh.is_empty());
+    drop(agg);
+    bench.sim.power_cut();
+    disk.restore(&before);
+    bench.reattach();
+    bench.open().expect("open");
+    bench.adopt_root();
+    let status = bench.scrub();
+    assert!(status.repaired >= fresh.len() as u64 && status.repaired == status.damaged, "{status:?}");
+    bench.verify();
+    bench.scrub_is_clean();
+}
+
+#[test]
+fn damaged_checksum_blocks_cost_nothing() {
+    let mut bench = filled(90, Shape::dp());
+    let at = picks(&mut bench, 1)[0];
+    let place = bench.agg().place(Pvbn::new(at)).expect("place");
+    let (disk, dbn) = place_of(&bench, at);
+    let first = dbn.get() - 2 - place.stripe % 126;
+    bench.sim.power_cut();
+    disk.scribble(Dbn::new(first), &noise(1));
+    disk.scribble(Dbn::new(first + 1), &noise(2));
+    bench.reattach();
+    bench.open().expect("open");
+    bench.adopt_root();
+    bench.verify();
+    let status = bench.scrub();
+    assert_eq!(status.damaged, status.repaired, "{status:?}");
+    bench.scrub_is_clean();
+    bench.verify();
+}
+
+#[test]
+fn a_hung_disk_is_taken_out_and_the_rest_goes_on() {
+    let mut bench = filled(100, Shape { disks: 8, spares: 1, ..Shape::dp() });
+    bench.disks[3].hang(true);
+    for _ in 0..3 {
+        assert!(bench.cp(50));
+    }
+    bench.verify();
+    let out = bench.agg().events();
+    assert!(out.iter().any(|e| matches!(e, Event::DiskTakenOut { .. })), "{out:?}");
+    bench.await_rebuild();
+    bench.verify();
+    bench.scrub_is_clean();
+}
+
+#[test]
+fn a_fenced_disk_stops_every_write() {
+    let mut bench = filled(110, Shape::dp());
+    bench.disks[2].fence(true);
+    let first = bench.write(100).expect("no cut");
+    let second = bench.write(100).expect("no cut");
+    assert_eq!(first, Err(WriteError::Fenced));
+    assert_eq!(second, Err(WriteError::Fenced));
+    assert_eq!(bench.commit().expect("no cut"), Err(WriteError::Fenced));
+}
+
+#[test]
+fn write_errors_at_any_request_lose_nothing() {
+    for seed in 120..150 {
+        let mut bench = filled(seed, Shape::dp());
+        for disk in [1, 4] {
+            let n = 1 + bench.rng.below(12);
+            let error = if seed % 2 == 0 {
+                DiskError::Gone { reason: "unplugged".into() }
+            } else {
+                DiskError::Medium { at: Dbn::new(0), count: cairn_units::Blocks::new(1) }
+            };
+            bench.disks[disk].fail_request(n, error);
+            assert!(bench.cp(40));
+            assert!(bench.cp(40));
+        }
+        bench.verify();
+        bench.sim.power_cut();
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.verify();
+        bench.scrub_is_clean();
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    let run = |seed| {
+        let mut bench = filled(seed, Shape { disks: 8, spares: 1, ..Shape::dp() });
+        bench.disks[1].die();
+        assert!(bench.cp(50));
+        bench.await_rebuild();
+        bench.scrub_is_clean();
+        bench.sim.digest()
+    };
+    assert_eq!(run(7), run(7));
+    assert_ne!(run(7), run(8));
+}
