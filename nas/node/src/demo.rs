@@ -318,7 +318,12 @@ async fn ensure_volume(mhost: &std::sync::Arc<MHost>) -> Result<(), DemoError> {
     Ok(())
 }
 
-fn node_config(options: &DemoOptions, dir: &Path, shape: &Shape, disks: Vec<PathBuf>) -> NodeConfig {
+fn node_config(
+    options: &DemoOptions,
+    dir: &Path,
+    shape: &Shape,
+    disks: Vec<PathBuf>,
+) -> NodeConfig {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     NodeConfig {
         front: FrontConfig {
@@ -363,7 +368,8 @@ pub struct ReadyLine {
 /// How clients mount it.
 fn how_to_mount(ready: &ReadyLine, listen: IpAddr, shape: &Shape, rpcbind: Rpcbind) -> String {
     let host = if listen.is_unspecified() { "ADDRESS".to_owned() } else { listen.to_string() };
-    let host = if listen.is_ipv6() && !listen.is_unspecified() { format!("[{host}]") } else { host };
+    let host =
+        if listen.is_ipv6() && !listen.is_unspecified() { format!("[{host}]") } else { host };
     let port = ready.nfs_port;
     let with = match rpcbind {
         Rpcbind::Off => "(with rpcbind: start with --rpcbind serve or --rpcbind register, then)",
@@ -391,8 +397,8 @@ fn say(text: &str) -> Result<(), DemoError> {
 
 async fn serve(options: DemoOptions) -> Result<(), DemoError> {
     let mut stop = StopSignal::catch().map_err(NodeError::from)?;
-    let world: World = cairn_sys::real::world(tokio::runtime::Handle::current())
-        .map_err(NodeError::from)?;
+    let world: World =
+        cairn_sys::real::world(tokio::runtime::Handle::current()).map_err(NodeError::from)?;
     let dir = Dir { state: StateDir::open(&options.dir)? };
     let (shape, formation) = dir.prepare(&options)?;
     let disks = dir.disks()?;

@@ -12,12 +12,16 @@
 //! ```
 
 pub mod config;
+pub mod daemon;
+pub mod demo;
 mod front;
 mod metrics;
 mod nfs;
 mod size;
 mod statedir;
+mod storage;
 
 pub use front::{Front, FrontError};
 pub use size::{parse_size, show_size};
 pub use statedir::{StateDir, StateDirError};
+pub use storage::{Formation, Storage, StorageError};
