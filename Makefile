@@ -1,0 +1,37 @@
+# Cairn. `make help` lists what there is. Needs: the Rust toolchain, make, and on a fresh machine
+# root and apt, with which the rest is installed.
+
+RELEASE := target/release
+
+help:
+	@echo 'make demo    a node in the foreground with disk files in ./demo, files served over NFSv3'
+	@echo 'make test    unit tests, house rules, system tests with the real Linux client (25 minutes at most)'
+	@echo 'make bench   our server beside its peers in one run; writes docs/performance.md'
+	@echo 'make soak    the system tests that find more the longer they run (SOAK_HOURS, default 8)'
+	@echo 'make lint    formatting and clippy'
+
+# DEMO passes options: make demo DEMO='--disks 12 --raid raid4'
+demo:
+	cargo build --release --locked --bin cairn
+	exec $(RELEASE)/cairn demo --dir demo $(DEMO)
+
+test:
+	@tests/run all
+
+unit:
+	@tests/run unit
+
+system:
+	@tests/run system
+
+bench:
+	@tests/perf/bench
+
+soak:
+	@tests/run soak
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked
+
+.PHONY: help demo test unit system bench soak lint
