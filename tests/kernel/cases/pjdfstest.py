@@ -2,7 +2,6 @@
 import re
 import sys
 
-LINE = re.compile(r"^(\S+::\S+)\s+(success|skipped|FAILED|ok|.*)$")
 out, known_file = sys.argv[1:]
 known = {}
 for line in open(known_file):
@@ -16,7 +15,7 @@ text = re.sub(r"\x1b\[[0-9;]*m", "", open(out, errors="replace").read())
 for line in text.splitlines():
     words = line.split()
     if len(words) >= 2 and "::" in words[0]:
-        if words[-1] == "success" or words[1].startswith("success"):
+        if words[1] == "ok":
             passed.append(words[0])
         elif words[1].lower().startswith("skip"):
             skipped.append(words[0])
