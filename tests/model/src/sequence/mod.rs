@@ -446,7 +446,7 @@ fn note_pending(
     op: &Op<ObjectRef>,
     reached: Stability,
 ) {
-    let trial = || matches!(model.fork().run(ctx, op.clone()), Ok(_));
+    let trial = || model.fork().run(ctx, op.clone()).is_ok();
     match op {
         Op::Write { obj, offset, data, .. } if !data.is_empty() => {
             let known = pending.contains_key(obj);
