@@ -567,16 +567,10 @@ impl Run<'_> {
         loop {
             let stop = {
                 let mut st = volume.lock();
-                let pvbn = match authority(&st, ptr) {
-                    Ok(pvbn) => pvbn,
-                    Err(at) => {
-                        drop(st);
-                        self.inner.load(volume, vec![at]).await?;
-                        continue;
-                    }
-                };
-                match vvbns.release(&mut st, ptr.vvbn) {
-                    Ok(()) => {
+                let released = authority(&st, ptr)
+                    .and_then(|pvbn| vvbns.release(&mut st, ptr.vvbn).map(|()| pvbn));
+                match released {
+                    Ok(pvbn) => {
                         self.freed.push(pvbn);
                         return Ok(());
                     }

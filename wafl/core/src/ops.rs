@@ -227,6 +227,7 @@ impl Inner {
             ctx,
             now: self.world.clock.wall(),
             free_blocks: self.allowance(self.reserve()),
+            verifier: self.verifier,
         };
         let mut st = volume.lock();
         if volume.gone.load(Ordering::Acquire) {

@@ -62,6 +62,7 @@ pub(crate) struct Call<'c> {
     pub now: WallTime,
     /// Free blocks of the aggregate that an ordinary caller may still use.
     pub free_blocks: u64,
+    pub verifier: Verifier,
 }
 
 type Plan = Result<Planned, Stop>;
@@ -337,6 +338,10 @@ impl VolState {
         }
         let mode = perm::mode_after_write(&call.ctx.cred, self.file(ino).inode.mode);
         let before = self.before(ino);
+        if data.is_empty() {
+            let (after, verifier) = (self.attrs(ino), call.verifier);
+            return answer(Reply::Written { count: 0, stability, verifier, before, after });
+        }
         Ok(Planned::Apply {
             change: Change::Write { ino, offset, bytes: data.len(), mode },
             payload: data.clone(),
@@ -537,9 +542,6 @@ impl VolState {
         let mut mode = judge.chmod(set.mode.unwrap_or(new.default_mode), gid);
         if new.kind == InodeKind::Directory && inherits {
             mode |= perm::SET_GID;
-        }
-        if set.size.is_some() {
-            mode = perm::mode_after_write(cred, mode);
         }
         let time = |to: SetTime| match to {
             SetTime::To(at) => at,

@@ -434,8 +434,11 @@ impl Space {
         // A window computed before never holds it: it was in use then.
     }
 
-    /// Marks block 0 as used, which no pointer can name.
+    /// Marks block 0 as used, which no pointer can name, if the aggregate has it.
     pub fn reserve_zero(&mut self) {
+        if self.geometry.locate(Pvbn::new(0)).is_none() {
+            return;
+        }
         self.set_bit(Pvbn::new(0), true);
         self.used += 1;
         self.taken += 1;

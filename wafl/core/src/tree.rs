@@ -587,10 +587,6 @@ impl Tree {
         }
     }
 
-    /// Whether any buffer waits to be written by a CP after `written`.
-    pub fn is_pinned(&self, written: CpCount) -> bool {
-        self.bufs.values().any(|b| b.pinned_cp > written)
-    }
 }
 
 /// Answer of [`Tree::evict`].

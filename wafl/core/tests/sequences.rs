@@ -1,0 +1,65 @@
+//! Random operations on the storage manager and on the reference model, with crashes, power cuts
+//! in the middle of anything, and clean restarts between them: both must always agree.
+
+mod common;
+
+use cairn_model::sequence::{Event, Runner, steps_from_seed};
+use cairn_units::Fsid;
+use common::Rig;
+
+/// Runs `count` steps; with `cuts`, the power also goes at a random device order within a step.
+fn run(seed: u64, count: usize, cuts: bool) {
+    let mut rig = Rig::small(seed);
+    let fsid = Fsid::new(1);
+    let made = Runner::new(rig.sim.world(), rig.dmodule(), fsid);
+    let mut runner = rig.sim.block_on(made).unwrap_or_else(|d| panic!("seed {seed}: {d}"));
+    for step in steps_from_seed(seed, count) {
+        if cuts && rig.sim.random().is_multiple_of(8) {
+            rig.sim.cut_power_at(rig.sim.orders() + 1 + rig.sim.random() % 40);
+        }
+        let done = rig.sim.block_on_or_cut(runner.step(&step));
+        let event = match done {
+            Some(Ok(event)) => event,
+            Some(Err(difference)) => panic!("seed {seed}: {difference}"),
+            None => {
+                drop(runner.release());
+                rig.after_cut();
+                rig.restart();
+                let next = rig.sim.block_on(runner.remounted(rig.dmodule()));
+                next.unwrap_or_else(|d| panic!("seed {seed}, power cut: {d}"));
+                continue;
+            }
+        };
+        rig.sim.cancel_cut();
+        match event {
+            None => continue,
+            Some(Event::Crash) => {
+                drop(runner.release());
+                rig.power_cut();
+                rig.restart();
+            }
+            Some(Event::Restart) => {
+                drop(runner.release());
+                rig.clean_restart();
+            }
+        }
+        let next = rig.sim.block_on(runner.remounted(rig.dmodule()));
+        next.unwrap_or_else(|d| panic!("seed {seed}, {event:?}: {d}"));
+    }
+    let compared = rig.sim.block_on(runner.compare_all());
+    compared.unwrap_or_else(|d| panic!("seed {seed}: {d}"));
+}
+
+#[test]
+fn random_operations_with_crashes_and_restarts_agree_with_the_model() {
+    for seed in 0..12 {
+        run(seed, 150, false);
+    }
+}
+
+#[test]
+fn power_cuts_in_the_middle_of_operations_agree_with_the_model() {
+    for seed in 100..116 {
+        run(seed, 120, true);
+    }
+}
