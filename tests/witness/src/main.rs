@@ -10,6 +10,7 @@
 //!     start                                 workers begin to change files   "ok"
 //!     stop                                  they end (or the server did)    "stopped ops=.. broken=.."
 //!     verify                                everything acknowledged is there "verified .." / "LOST .."
+//!     names                                 the files there are, PATH:BLOCKS    "names .."
 //!     quit
 //! ```
 //! Invariant: a worker has one request under way. So after a crash exactly one operation per
@@ -87,6 +88,7 @@ fn serve(words: &[&str]) -> Result<(), Error> {
             "start" => witness.start(),
             "stop" => witness.stop(),
             "verify" => witness.verify(),
+            "names" => Ok(witness.names()),
             "quit" => return Ok(()),
             _ => Err(Error::Usage(format!("no such command: {command}"))),
         };
@@ -154,5 +156,10 @@ impl Witness {
             bytes += more_bytes;
         }
         Ok(format!("verified files={files} bytes={bytes}"))
+    }
+
+    fn names(&self) -> String {
+        let all: Vec<String> = self.workers.iter().flat_map(Worker::names).collect();
+        format!("names {}", all.join(" "))
     }
 }

@@ -112,6 +112,13 @@ impl Worker {
         self.operations
     }
 
+    /// `PATH:BLOCKS` of each file, the path from the export.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let name =
+            |(name, file): (&String, &File)| format!("witness-{}/{name}:{}", self.id, file.now);
+        self.files.iter().map(name).collect()
+    }
+
     fn roll(&mut self, sides: u64) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
