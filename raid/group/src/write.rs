@@ -129,7 +129,12 @@ impl Core {
                 Job::new(group, &stamps, stripe, before.unwrap_or_default())
             })
             .collect();
-        let (mut cells, outcomes) = self.compute(group, &stamps, &mut jobs).await?;
+        let computed = self.compute(group, &stamps, &mut jobs).await;
+        if computed.is_err() {
+            // Disks that died just now explain more than the stripe that missed them.
+            self.settle().await?;
+        }
+        let (mut cells, outcomes) = computed?;
         let records: Vec<Record> = jobs
             .iter()
             .zip(&outcomes)

@@ -81,3 +81,34 @@ fn power_cut_anywhere_with_two_disks_missing_loses_no_committed_block() {
         crash_story(seed, 2);
     }
 }
+
+/// The same consistency point, cut after each single write or flush that it makes.
+#[test]
+fn power_cut_after_each_write_of_a_degraded_consistency_point() {
+    let mut n = 1;
+    let mut cuts = 0;
+    loop {
+        let mut bench = Bench::new(977, Shape::dp());
+        bench.stripes = 40;
+        for _ in 0..3 {
+            assert!(bench.cp(30));
+        }
+        bench.disks[1].die();
+        bench.disks[6].die();
+        assert!(bench.cp(30));
+        bench.sim.cut_power_at(n);
+        let through = bench.cp(30);
+        bench.sim.cancel_cut();
+        if through {
+            break;
+        }
+        cuts += 1;
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.verify();
+        bench.scrub_is_clean();
+        n += 1;
+    }
+    assert!(cuts > 40, "only {cuts} points were cut");
+}

@@ -62,6 +62,8 @@ pub struct Bench {
     next: u64,
     /// Stripes that writes are chosen from.
     pub stripes: u64,
+    /// First of them.
+    pub offset: u64,
     pub frees: bool,
 }
 
@@ -83,6 +85,7 @@ impl Bench {
             cp: 0,
             next: seed << 32,
             stripes: 300,
+            offset: 0,
             frees: true,
         };
         let mut options = CreateOptions::new(shape.raid, shape.spares);
@@ -162,7 +165,8 @@ impl Bench {
         let geometry = self.agg().geometry();
         let group = &geometry.groups[self.rng.index(geometry.groups.len())];
         let count = 1 + self.rng.below(24);
-        let first = self.rng.below(self.stripes.min(group.stripes.get() - count));
+        let window = self.stripes.min(group.stripes.get() - count - self.offset);
+        let first = self.offset + self.rng.below(window);
         let mut stripes = Vec::new();
         for stripe in first..first + count {
             let whole = self.rng.below(100) < full_share;
