@@ -1,5 +1,7 @@
 //! The server with clients that mean it no good: it neither dies nor allocates.
 
+#![expect(clippy::unwrap_used, reason = "test code")]
+
 mod common;
 
 use std::io::{ErrorKind, Write};

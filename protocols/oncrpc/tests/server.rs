@@ -1,5 +1,7 @@
 //! The server with well-behaved clients: order, batching, fragments, payloads, duplicates, end.
 
+#![expect(clippy::unwrap_used, reason = "test code")]
+
 mod common;
 
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use cairn_oncrpc::{
     Body, Call, Cost, Limits, Outcome, PayloadPlan, Plan, Replay, RunningServer, ServerConfig,
     Service, start,
 };
-use cairn_sys::{Block, BlockMut, BoxFuture, Clock, Payload, World};
+use cairn_sys::{Block, BlockMut, BoxFuture, Clock, Payload};
 use cairn_units::{MonoTime, WallTime};
 use tokio::sync::{oneshot, watch};
 
