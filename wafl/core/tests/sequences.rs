@@ -25,6 +25,7 @@ fn run(seed: u64, count: usize, cuts: bool) {
                 drop(runner.release());
                 rig.after_cut();
                 rig.restart();
+                rig.check();
                 let next = rig.sim.block_on(runner.remounted(rig.dmodule()));
                 next.unwrap_or_else(|d| panic!("seed {seed}, power cut: {d}"));
                 continue;
@@ -43,6 +44,7 @@ fn run(seed: u64, count: usize, cuts: bool) {
                 rig.clean_restart();
             }
         }
+        rig.check();
         let next = rig.sim.block_on(runner.remounted(rig.dmodule()));
         next.unwrap_or_else(|d| panic!("seed {seed}, {event:?}: {d}"));
     }

@@ -9,7 +9,8 @@ use cairn_raid_disk::Disk;
 use cairn_raid_group::{CreateOptions, OpenOptions, RaidAggregate, RaidKind};
 use cairn_sim::{SimDisk, SimDiskConfig, SimWorld};
 use cairn_units::Blocks;
-use cairn_wafl_core::{StorageConfig, StorageManager};
+use cairn_raid_api::Aggregate;
+use cairn_wafl_core::{StorageConfig, StorageManager, audit};
 
 pub struct Rig {
     pub sim: SimWorld,
@@ -97,6 +98,13 @@ impl Rig {
         while !self.open_or_cut() {
             self.after_cut();
         }
+    }
+
+    /// The committed state adds up.
+    pub fn check(&self) {
+        let aggr: Arc<dyn Aggregate> = self.aggr.clone().expect("open");
+        let report = self.sim.block_on(audit(&aggr));
+        assert!(report.findings.is_empty(), "{:#?}", report.findings);
     }
 
     /// Clean stop and start.

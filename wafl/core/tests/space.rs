@@ -1,0 +1,267 @@
+//! Space: nothing leaks, full volumes can be emptied, large files and volumes are freed whole, and
+//! a small cache serves data larger than itself.
+
+mod common;
+
+use bytes::Bytes;
+use cairn_cf::{DModule, Manage, Managed};
+use cairn_op::{
+    ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply,
+    SetAttrs, Stability, Status,
+};
+use cairn_sys::Payload;
+use cairn_units::{Fsid, OpNo, VserverId};
+use common::Rig;
+
+fn ctx() -> OpCtx {
+    OpCtx {
+        vserver: VserverId::new(1),
+        cred: Credential::root(),
+        client: ClientAddr { ip: [127, 0, 0, 1].into(), port: 1 },
+        op_no: OpNo::new(1),
+        deadline: None,
+        read_only: ReadOnly::No,
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+}
+
+fn call(rig: &Rig, op: Op<ObjectRef>) -> OpResult<ObjectRef> {
+    let node = rig.node();
+    rig.sim.block_on(async { node.file(ctx(), op).wait().await })
+}
+
+fn manage(rig: &Rig, request: Manage) -> Managed {
+    let node = rig.node();
+    rig.sim.block_on(node.manage(request)).expect("management works")
+}
+
+fn volume(rig: &Rig, fsid: u64, size_bytes: u64) -> ObjectRef {
+    let fsid = Fsid::new(fsid);
+    manage(rig, Manage::VolumeCreate { fsid, name: format!("v{fsid}"), size_bytes });
+    match manage(rig, Manage::VolumeRoot { fsid }) {
+        Managed::Root(root) => root,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn create(rig: &Rig, dir: ObjectRef, text: &str) -> Result<ObjectRef, Status> {
+    let how = CreateHow::Guarded(SetAttrs { mode: Some(0o644), ..SetAttrs::default() });
+    match call(rig, Op::Create { dir, name: name(text), how }) {
+        Ok(Reply::Made { obj, .. }) => Ok(obj),
+        Ok(other) => panic!("{other:?}"),
+        Err(f) => Err(f.status),
+    }
+}
+
+fn bytes_at(seed: u64, offset: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| ((offset + i).wrapping_mul(31).wrapping_add(seed) >> 3) as u8).collect()
+}
+
+fn write(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) -> Result<(), Status> {
+    let data = Payload::copy_from(offset, &bytes_at(seed, offset, len));
+    match call(rig, Op::Write { obj, offset, data, stability: Stability::Unstable }) {
+        Ok(_) => Ok(()),
+        Err(f) => Err(f.status),
+    }
+}
+
+fn check_read(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) {
+    let count = u32::try_from(len).unwrap();
+    match call(rig, Op::Read { obj, offset, count }) {
+        Ok(Reply::Read { data, .. }) => {
+            assert!(data.to_vec() == bytes_at(seed, offset, len), "bytes at {offset}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn remove(rig: &Rig, dir: ObjectRef, text: &str) {
+    call(rig, Op::Remove { dir, name: name(text) }).expect("removing always works");
+}
+
+fn settle(rig: &Rig) {
+    for _ in 0..6 {
+        manage(rig, Manage::ConsistencyPoint);
+        rig.sim.run_for(core::time::Duration::from_secs(11));
+    }
+}
+
+fn used(rig: &Rig) -> u64 {
+    match manage(rig, Manage::AggregateStatus) {
+        Managed::Aggregate(a) => a.used_bytes / 4096,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn removed_files_of_all_sizes_give_every_block_back() {
+    let rig = Rig::small(1);
+    let root = volume(&rig, 1, 64 << 20);
+    settle(&rig);
+    let before = used(&rig);
+    for (i, blocks) in [0u64, 1, 16, 17, 300, 5000].into_iter().enumerate() {
+        let text = format!("f{i}");
+        let obj = create(&rig, root, &text).unwrap();
+        for at in (0..blocks).step_by(64) {
+            let n = (blocks - at).min(64);
+            write(&rig, obj, 7, at * 4096, n as usize * 4096).unwrap();
+        }
+        // One block far out makes the tree high, with holes between.
+        write(&rig, obj, 7, 1 << 40, 4096).unwrap();
+        manage(&rig, Manage::ConsistencyPoint);
+        check_read(&rig, obj, 7, 1 << 40, 4096);
+        let half = SetAttrs { size: Some(blocks * 2048 + 5), ..SetAttrs::default() };
+        call(&rig, Op::SetAttr { obj, set: half, guard: None }).unwrap();
+    }
+    rig.check();
+    for i in 0..6 {
+        remove(&rig, root, &format!("f{i}"));
+    }
+    settle(&rig);
+    rig.check();
+    let left = used(&rig).saturating_sub(before);
+    assert!(left <= 8, "{left} blocks are still in use");
+}
+
+#[test]
+fn a_full_volume_says_so_and_can_be_emptied_and_filled_again() {
+    let rig = Rig::small(2);
+    let root = volume(&rig, 1, 8 << 20);
+    for round in 0..3 {
+        let mut made = 0;
+        let full = loop {
+            let text = format!("f{made}");
+            let status = match create(&rig, root, &text) {
+                Ok(obj) => {
+                    made += 1;
+                    write(&rig, obj, round, 0, 1 << 20).err()
+                }
+                Err(status) => Some(status),
+            };
+            if status.is_some() {
+                break status;
+            }
+        };
+        assert_eq!(full, Some(Status::NoSpace));
+        assert!(made >= 6, "{made} files of 1 MiB in 8 MiB");
+        for i in 0..made {
+            remove(&rig, root, &format!("f{i}"));
+        }
+        settle(&rig);
+        rig.check();
+    }
+}
+
+#[test]
+fn a_full_aggregate_stays_consistent_and_deleting_works() {
+    let rig = Rig::small(3);
+    let root = volume(&rig, 1, 1 << 40);
+    let mut made = 0u64;
+    loop {
+        let Ok(obj) = create(&rig, root, &format!("f{made}")) else { break };
+        made += 1;
+        let mut at = 0;
+        let end = loop {
+            if at == 16 << 20 {
+                break None;
+            }
+            if let Err(status) = write(&rig, obj, 5, at, 1 << 20) {
+                break Some(status);
+            }
+            at += 1 << 20;
+        };
+        if let Some(status) = end {
+            assert_eq!(status, Status::NoSpace);
+            break;
+        }
+    }
+    manage(&rig, Manage::ConsistencyPoint);
+    rig.check();
+    assert!(made > 4, "{made} files");
+    for i in 0..made {
+        remove(&rig, root, &format!("f{i}"));
+    }
+    settle(&rig);
+    rig.check();
+    let obj = create(&rig, root, "again").unwrap();
+    write(&rig, obj, 9, 0, 1 << 20).unwrap();
+    check_read(&rig, obj, 9, 0, 1 << 20);
+}
+
+#[test]
+fn a_deleted_volume_gives_everything_back_and_the_others_stay() {
+    let mut rig = Rig::small(4);
+    let keep = volume(&rig, 1, 32 << 20);
+    let kept = create(&rig, keep, "kept").unwrap();
+    write(&rig, kept, 3, 0, 3 << 20).unwrap();
+    settle(&rig);
+    let before = used(&rig);
+    let root = volume(&rig, 2, 32 << 20);
+    let obj = create(&rig, root, "gone").unwrap();
+    write(&rig, obj, 4, 0, 6 << 20).unwrap();
+    manage(&rig, Manage::ConsistencyPoint);
+    manage(&rig, Manage::VolumeDelete { fsid: Fsid::new(2) });
+    assert_eq!(call(&rig, Op::GetAttr { obj }).unwrap_err().status, Status::Stale);
+    settle(&rig);
+    rig.check();
+    assert!(used(&rig) <= before + 4, "{} blocks, {before} before", used(&rig));
+    rig.power_cut();
+    rig.restart();
+    rig.check();
+    check_read(&rig, kept, 3, 0, 3 << 20);
+    assert_eq!(call(&rig, Op::GetAttr { obj }).unwrap_err().status, Status::Stale);
+}
+
+#[test]
+fn a_cache_smaller_than_the_data_returns_the_right_bytes() {
+    let mut rig = Rig::small(5);
+    rig.config.cache_blocks = 512;
+    let node = rig.node();
+    rig.sim.block_on(node.shutdown()).unwrap();
+    drop(node);
+    rig.node = None;
+    rig.mount();
+    let root = volume(&rig, 1, 128 << 20);
+    let obj = create(&rig, root, "large").unwrap();
+    let chunk = 256 * 1024;
+    for i in 0..160u64 {
+        write(&rig, obj, 1, i * chunk as u64, chunk).unwrap();
+    }
+    call(&rig, Op::Commit { obj, offset: 0, count: 0 }).unwrap();
+    for i in 0..160u64 {
+        check_read(&rig, obj, 1, (i * 37 % 160) * chunk as u64, chunk);
+    }
+    rig.check();
+    let Managed::Counters(all) = manage(&rig, Manage::Counters) else { panic!("counters") };
+    let resident = all.iter().find(|m| m.name == "cache_blocks").map(|m| m.value);
+    assert!(resident.is_some_and(|r| r <= 512 + 512), "{resident:?} blocks in a cache of 512");
+}
+
+#[test]
+fn many_small_files_are_found_again_after_a_crash() {
+    let mut rig = Rig::small(6);
+    let root = volume(&rig, 1, 128 << 20);
+    for i in 0..700 {
+        let obj = create(&rig, root, &format!("file {i}")).unwrap();
+        let data = Payload::copy_from(0, &bytes_at(i, 0, 100));
+        let write = Op::Write { obj, offset: 0, data, stability: Stability::FileSync };
+        call(&rig, write).unwrap();
+        if i % 3 == 0 {
+            remove(&rig, root, &format!("file {i}"));
+        }
+    }
+    rig.power_cut();
+    rig.restart();
+    rig.check();
+    for i in 0..700 {
+        let found = call(&rig, Op::Lookup { dir: root, name: name(&format!("file {i}")) });
+        match found {
+            Ok(Reply::Found { obj, .. }) if i % 3 != 0 => check_read(&rig, obj, i, 0, 100),
+            Err(f) if i % 3 == 0 => assert_eq!(f.status, Status::NotFound),
+            other => panic!("file {i}: {other:?}"),
+        }
+    }
+}
