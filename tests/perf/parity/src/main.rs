@@ -3,7 +3,8 @@
 //! Layer: benchmarks. Every figure is bytes of data per second of *thread CPU time* (wall time is
 //! shared with whatever else the machine does), and its ratio to a memory copy of the same bytes
 //! measured right beside it. `cache` works on one stripe again and again, `dram` walks over more
-//! stripes than any cache holds. Run with `cargo run --release -p cairn-perf-parity`.
+//! stripes than any cache holds. Run with `cargo run --release -p cairn-perf-parity`; words after
+//! `--` (`dram`, `Avx512`, `encode`, `17`) choose what has all of them.
 
 #![expect(unsafe_code, reason = "thread CPU time, and the comparison library's C interface")]
 
@@ -57,12 +58,6 @@ fn make_stripes(count: usize) -> Stripes {
     }
 }
 
-/// GB of data per CPU second, median of the rounds of `task` and of the copy beside it.
-struct Rates {
-    task: f64,
-    ratio: f64,
-}
-
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -88,11 +83,31 @@ fn rate(
     (passes * count * columns * 4096) as f64 / nanos as f64
 }
 
+/// One line of the report.
+struct Line<'a> {
+    task: &'a str,
+    kernels: &'a str,
+    ring: Option<Ring>,
+    place: &'a str,
+}
+
+impl Line<'_> {
+    fn is_wanted(&self) -> bool {
+        let ring = self.ring.map_or(String::new(), |r| r.p().to_string());
+        let words = [self.task, self.kernels, self.place, &ring];
+        std::env::args().skip(1).all(|a| words.iter().any(|w| w.eq_ignore_ascii_case(&a)))
+    }
+}
+
 fn measure(
+    line: &Line<'_>,
     stripes: &mut Stripes,
     total: usize,
     mut task: impl FnMut(&[Page], &mut [Page], &mut [Page]),
-) -> Rates {
+) {
+    if !line.is_wanted() {
+        return;
+    }
     let (mut tasks, mut ratios) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let copy = rate(stripes, total, |data, _, copy| copy.clone_from_slice(data));
@@ -100,7 +115,16 @@ fn measure(
         tasks.push(value);
         ratios.push(value / copy);
     }
-    Rates { task: median(tasks), ratio: median(ratios) }
+    let json = serde_json::json!({
+        "task": line.task,
+        "kernels": line.kernels,
+        "p": line.ring.map(Ring::p),
+        "data_columns": DATA_COLUMNS,
+        "place": line.place,
+        "gb_per_cpu_s": (median(tasks) * 10.0).round() / 10.0,
+        "of_memcpy": (median(ratios) * 1000.0).round() / 1000.0,
+    });
+    println!("{json}");
 }
 
 fn columns(ring: Ring, data: &[Page]) -> [Column<'_>; DATA_COLUMNS as usize] {
@@ -109,19 +133,6 @@ fn columns(ring: Ring, data: &[Page]) -> [Column<'_>; DATA_COLUMNS as usize] {
         let Some(index) = index else { panic!("more columns than the ring has") };
         Column { index, block: &data[i].0 }
     })
-}
-
-fn report(task: &str, kernels: &str, ring: Option<Ring>, place: &str, rates: &Rates) {
-    let line = serde_json::json!({
-        "task": task,
-        "kernels": kernels,
-        "p": ring.map(Ring::p),
-        "data_columns": DATA_COLUMNS,
-        "place": place,
-        "gb_per_cpu_s": (rates.task * 10.0).round() / 10.0,
-        "of_memcpy": (rates.ratio * 1000.0).round() / 1000.0,
-    });
-    println!("{line}");
 }
 
 fn lost_pair(ring: Ring) -> [RingIndex; 2] {
@@ -133,12 +144,12 @@ fn lost_pair(ring: Ring) -> [RingIndex; 2] {
 
 fn bench_kernels(kernels: Kernels, ring: Ring, place: &str, stripes: &mut Stripes, total: usize) {
     let name = format!("{:?}", kernels.level());
-    let encode = measure(stripes, total, |data, parity, _| {
+    let line = |task| Line { task, kernels: &name, ring: Some(ring), place };
+    measure(&line("encode"), stripes, total, |data, parity, _| {
         let [row, diagonal] = parity else { return };
         kernels.encode(ring, &columns(ring, data), &mut row.0, &mut diagonal.0);
     });
-    report("encode", &name, Some(ring), place, &encode);
-    let pair = measure(stripes, total, |data, parity, copy| {
+    measure(&line("reconstruct_pair"), stripes, total, |data, parity, copy| {
         let lost = lost_pair(ring);
         let all = columns(ring, data);
         // The diagonal's contents do not matter for the time.
@@ -150,23 +161,21 @@ fn bench_kernels(kernels: Kernels, ring: Ring, place: &str, stripes: &mut Stripe
         let out = [&mut first.0, &mut second.0];
         kernels.reconstruct_pair(ring, &present, &parity[1].0, lost, out);
     });
-    report("reconstruct_pair", &name, Some(ring), place, &pair);
-    let update = measure(stripes, total, |data, parity, _| {
+    measure(&line("update_each"), stripes, total, |data, parity, _| {
         let [row, diagonal] = parity else { return };
         for column in columns(ring, data) {
             kernels.update(ring, column.index, column.block, &mut row.0, &mut diagonal.0);
         }
     });
-    report("update_each", &name, Some(ring), place, &update);
 }
 
 fn bench_row(kernels: Kernels, place: &str, stripes: &mut Stripes, total: usize) {
     let name = format!("{:?}", kernels.level());
-    let row = measure(stripes, total, |data, parity, _| {
+    let line = Line { task: "row_only", kernels: &name, ring: None, place };
+    measure(&line, stripes, total, |data, parity, _| {
         let blocks: [&Bytes; DATA_COLUMNS as usize] = core::array::from_fn(|i| &data[i].0);
         kernels.xor_all(&blocks, &mut parity[0].0);
     });
-    report("row_only", &name, None, place, &row);
 }
 
 #[cfg(isal)]
@@ -175,7 +184,8 @@ fn bench_isal(place: &str, stripes: &mut Stripes, total: usize) {
     unsafe extern "C" {
         fn pq_gen(vects: c_int, len: c_int, array: *mut *mut c_void) -> c_int;
     }
-    let rates = measure(stripes, total, |data, parity, _| {
+    let line = Line { task: "encode", kernels: "isa-l", ring: None, place };
+    measure(&line, stripes, total, |data, parity, _| {
         let mut array: [*mut c_void; DATA_COLUMNS as usize + 2] =
             [core::ptr::null_mut(); DATA_COLUMNS as usize + 2];
         for (slot, page) in array.iter_mut().zip(data) {
@@ -188,7 +198,6 @@ fn bench_isal(place: &str, stripes: &mut Stripes, total: usize) {
         let result = unsafe { pq_gen(c_int::from(DATA_COLUMNS) + 2, 4096, array.as_mut_ptr()) };
         assert!(result == 0, "pq_gen");
     });
-    report("encode", "isa-l pq_gen", None, place, &rates);
 }
 
 #[cfg(not(isal))]
