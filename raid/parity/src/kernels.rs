@@ -88,7 +88,7 @@ impl Kernels {
     }
 
     /// XORs the share of `columns` in row parity into `row` and their share in the diagonals into
-    /// `diagonal`. Start with zeros to get the partial parities of a subset of columns.
+    /// `diagonal`.
     pub fn accumulate(
         self,
         ring: Ring,
@@ -98,9 +98,27 @@ impl Kernels {
     ) {
         #[cfg(target_arch = "x86_64")]
         if ring == Ring::P17 && self.level == Level::Avx512 && columns.len() > 1 {
-            return crate::x86::accumulate_p17(columns, row, diagonal);
+            return crate::x86::accumulate_p17(columns, crate::x86::Start::Kept, row, diagonal);
         }
         dispatch!(self.level, accumulate(ring, columns, row, diagonal));
+    }
+
+    /// The partial parities of `columns` alone, completed later by [`Self::accumulate`] of the
+    /// others and [`Self::finish`].
+    pub fn partial(
+        self,
+        ring: Ring,
+        columns: &[Column<'_>],
+        row: &mut Bytes,
+        diagonal: &mut Bytes,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if ring == Ring::P17 && self.level == Level::Avx512 {
+            return crate::x86::accumulate_p17(columns, crate::x86::Start::Empty, row, diagonal);
+        }
+        row.fill(0);
+        diagonal.fill(0);
+        self.accumulate(ring, columns, row, diagonal);
     }
 
     /// Adds row parity's own share to diagonals that hold the shares of all data columns.
@@ -111,9 +129,7 @@ impl Kernels {
 
     /// Both parities of a stripe from all its data columns, in one pass over the data.
     pub fn encode(self, ring: Ring, data: &[Column<'_>], row: &mut Bytes, diagonal: &mut Bytes) {
-        row.fill(0);
-        diagonal.fill(0);
-        self.accumulate(ring, data, row, diagonal);
+        self.partial(ring, data, row, diagonal);
         self.finish(ring, row, diagonal);
     }
 

@@ -21,7 +21,7 @@
 //! | full stripe, both parities | [`Kernels::encode`] |
 //! | RAID-4 parity, or a block lost with row parity left | [`Kernels::xor_all`] |
 //! | one block changes | [`Kernels::update`] with old ⊕ new |
-//! | parity of some columns, completed later | [`Kernels::accumulate`], [`Kernels::finish`] |
+//! | parity of some columns, completed later | [`Kernels::partial`], [`Kernels::accumulate`], [`Kernels::finish`] |
 //! | two columns lost (data, row parity) | [`Kernels::reconstruct_pair`] |
 //! | data and diagonal lost | [`Kernels::xor_all`], then [`Kernels::encode`] |
 //! | row and diagonal lost | [`Kernels::encode`] |
