@@ -352,8 +352,19 @@ impl Drop for Nvlog {
     }
 }
 
+/// Wakes whoever waits when the writer ends in any way, a panic included.
+struct WriterEnd(Arc<Shared>);
+
+impl Drop for WriterEnd {
+    fn drop(&mut self) {
+        self.0.lock().fail(LogError::Stopped);
+        self.0.publish();
+    }
+}
+
 /// The writer task: one round at a time, until the log fails or is stopped.
 async fn write_rounds(shared: Arc<Shared>) {
+    let _end = WriterEnd(shared.clone());
     loop {
         let (round, failed) = {
             let mut state = shared.lock();

@@ -246,3 +246,15 @@ fn dropping_the_log_ends_its_writer_and_its_waiters() {
     sim.run_until_stalled();
     assert_eq!(sim.tasks(), 0);
 }
+
+#[test]
+fn a_writer_that_ends_early_leaves_nobody_waiting() {
+    let sim = SimWorld::new(11);
+    let areas = Areas::new(&sim, 2, 256);
+    let log = sim.block_on(begun(&sim, &areas));
+    let later = log.durable(Lsn::new(1000));
+    // Every task is dropped, as when a runtime shuts down or a task panics.
+    sim.power_cut();
+    assert_eq!(sim.block_on(later), Err(LogError::Stopped));
+    assert!(log.reserve(Blocks::new(1)).is_err());
+}
