@@ -15,6 +15,7 @@ use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{Dbn, DiskUuid, GroupNo};
 
 use crate::member::Member;
+use crate::ondisk::REGION_STRIPES;
 use crate::open::Opener;
 use crate::stamps::StampCache;
 use crate::stripe_log::StripeLog;
@@ -122,6 +123,8 @@ pub(crate) struct DiskWrites {
 /// Blocks to write, by disk.
 #[derive(Default)]
 pub(crate) struct Writes {
+    /// (slot, region) whose stamps changed; their checksum blocks are added last.
+    pub touched: BTreeSet<(usize, u64)>,
     pub disks: BTreeMap<DiskUuid, (Option<Arc<Member>>, DiskWrites)>,
 }
 
@@ -131,8 +134,12 @@ impl Writes {
         entry.0.get_or_insert_with(|| member.clone());
         &mut entry.1
     }
+    /// The stamps of the stripe's region on this slot changed.
+    pub(crate) fn touch(&mut self, slot: usize, stripe: u64) {
+        self.touched.insert((slot, stripe / REGION_STRIPES));
+    }
     pub(crate) fn is_empty(&self) -> bool {
-        self.disks.is_empty()
+        self.disks.is_empty() && self.touched.is_empty()
     }
 }
 
@@ -232,6 +239,7 @@ impl Core {
     /// Writes many blocks at once. A disk that does not take its blocks missed a write and is dead
     /// afterwards; when it only missed being mended, it stays if its group cannot spare it.
     pub(crate) async fn write_many(&self, writes: Writes, purpose: Purpose) {
+        assert!(writes.touched.is_empty(), "checksum blocks go with their blocks");
         let mut futures: Vec<BoxFuture<Option<(Arc<Member>, DiskError)>>> = Vec::new();
         for (member, writes) in writes.disks.into_values() {
             let Some(member) = member.filter(|m| !m.is_dead()) else { continue };

@@ -115,7 +115,11 @@ impl Core {
                 }
             }
         }
-        if written == 0 { Err(WriteError::NoLogDevice) } else { Ok(()) }
+        if written == 0 {
+            let disks = u16::try_from(members.len()).unwrap_or(u16::MAX);
+            return Err(WriteError::RootNotWritten { written, disks });
+        }
+        Ok(())
     }
 
     /// Rewrites the labels of a disk: what it is now.

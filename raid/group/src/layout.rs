@@ -21,7 +21,7 @@ pub(crate) const DISK_BLOCKS_MIN: u64 = 4096;
 const LOG_BLOCKS_MIN: u64 = 512;
 const LOG_BLOCKS_MAX: u64 = 65_536;
 /// Stripe log area: a 64th of the disk, within these.
-const STRIPE_LOG_BLOCKS_MIN: u64 = 192;
+pub(crate) const STRIPE_LOG_BLOCKS_MIN: u64 = 192;
 const STRIPE_LOG_BLOCKS_MAX: u64 = 4096;
 
 const _: () = assert!(CONFIG_AT + 2 * CONFIG_BLOCKS <= MAP_AT);

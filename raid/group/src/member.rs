@@ -18,8 +18,14 @@ use crate::tools::lock;
 
 /// Medium errors after which a disk is taken out, when its group can spare it.
 pub(crate) const MEDIUM_ERRORS_MAX: u32 = 64;
-/// Timeouts after which a disk is taken out, when its group can spare it.
-pub(crate) const TIMEOUTS_MAX: u32 = 4;
+/// Timeouts after which a disk is taken out, when its group can spare it: each of them has held
+/// up somebody for as long as the driver waits.
+pub(crate) const TIMEOUTS_MAX: u32 = 1;
+/// Blocks that did not match their stamps after which a disk is taken out, when its group can
+/// spare it.
+pub(crate) const CHECKSUM_ERRORS_MAX: u64 = 8192;
+/// Blocks of the region map read at once.
+const MAP_READ_BLOCKS: u64 = 256;
 
 /// A disk at run time.
 pub(crate) struct Member {
@@ -174,15 +180,17 @@ impl RegionMap {
         layout: &Layout,
     ) -> Result<Self, DiskError> {
         let mut blocks = Vec::new();
+        let mut raw: Vec<Option<BlockMut>> = Vec::new();
+        while (raw.len() as u64) < layout.map_blocks {
+            let at = Dbn::new(layout.map_at + raw.len() as u64);
+            let left = layout.map_blocks - raw.len() as u64;
+            raw.extend(read_map(disk, at, left.min(MAP_READ_BLOCKS)).await?);
+        }
+        let mut raw = raw.into_iter();
         for index in 0..layout.map_indexes() {
             let mut best: Option<MapBlock> = None;
             for copy in [0u8, 1] {
-                let read = disk.read(layout.map_dbn(index, copy), vec![BlockMut::dirty()]).await;
-                let bytes = match read {
-                    Ok(mut bufs) => bufs.pop(),
-                    Err(DiskError::Medium { .. }) => None,
-                    Err(e) => return Err(e),
-                };
+                let bytes = raw.next().flatten();
                 let found = bytes.and_then(|b| decode(uuid, index, copy, &b));
                 best = match (best, found) {
                     (Some(a), Some(b)) => {
@@ -273,6 +281,29 @@ impl RegionMap {
     pub(crate) fn any_written(&self, region: u64) -> bool {
         self.known(region) != RegionKnown::Never
     }
+}
+
+/// Reads blocks of the map; those that cannot be read are `None`.
+async fn read_map(
+    disk: &Arc<dyn Disk>,
+    at: Dbn,
+    count: u64,
+) -> Result<Vec<Option<BlockMut>>, DiskError> {
+    let bufs = (0..count).map(|_| BlockMut::dirty()).collect();
+    match disk.read(at, bufs).await {
+        Ok(bufs) => return Ok(bufs.into_iter().map(Some).collect()),
+        Err(DiskError::Medium { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let mut out = Vec::new();
+    for i in 0..count {
+        out.push(match disk.read(at.plus(i), vec![BlockMut::dirty()]).await {
+            Ok(mut bufs) => bufs.pop(),
+            Err(DiskError::Medium { .. }) => None,
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(out)
 }
 
 fn word_bit(region: u64) -> (usize, u64) {

@@ -167,6 +167,7 @@ impl Core {
         }
         if !writes.is_empty() {
             count(&self.counters.repaired_blocks, repaired);
+            self.seal_stamps(group, stamps, &mut writes);
             self.write_many(writes, Purpose::Mending).await;
         }
     }

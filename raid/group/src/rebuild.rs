@@ -120,7 +120,7 @@ impl Core {
                 let Ok(solved) = &solved else {
                     let unknown = StampV1 { flags: STAMP_UNKNOWN.into(), ..StampV1::default() };
                     lock(entry).set(stripe, unknown);
-                    self.stage_stamps(&stamps, i, stripe, member, &mut writes);
+                    writes.touch(i, stripe);
                     continue;
                 };
                 let block = &solved.blocks[i];
@@ -132,6 +132,11 @@ impl Core {
             }
             match solved {
                 Ok(solved) => {
+                    if !solved.consistent {
+                        // One column holds an old block with its old stamp, and what would tell
+                        // which one is lost: readers still have their pointers' checksums.
+                        tracing::error!(stripe, "diagonal parity does not agree with a rebuild");
+                    }
                     let mended =
                         self.stage_repairs(group, &stamps, cells, &solved.blocks, &mut writes);
                     count(&self.counters.repaired_blocks, mended);
@@ -142,6 +147,7 @@ impl Core {
                 }
             }
         }
+        self.seal_stamps(group, &stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
     }
 

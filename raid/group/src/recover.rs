@@ -72,6 +72,7 @@ impl Core {
         for (record, cells) in records.iter().zip(&cells) {
             self.recover_stripe(group, &stamps, record, cells, &mut writes);
         }
+        self.seal_stamps(group, &stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
         drop(interval);
         self.settle().await
@@ -104,7 +105,7 @@ impl Core {
             let Some(member) = slot.writable() else { continue };
             let bit = member.map.any_written(record.stripe / REGION_STRIPES);
             if bit && has_bit(&record.fresh, slot.column.get()) {
-                self.stage_stamps(stamps, i, record.stripe, member, writes);
+                writes.touch(i, record.stripe);
             }
         }
         for (i, block) in whole.iter().enumerate() {

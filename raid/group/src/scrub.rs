@@ -57,7 +57,9 @@ impl Core {
             }
             let mut status = lock(&core.scrub);
             status.running = false;
-            status.finished = Some(core.world.clock.monotonic());
+            if !core.is_stopped() {
+                status.finished = Some(core.world.clock.monotonic());
+            }
         }));
     }
 
@@ -113,6 +115,7 @@ impl Core {
             sum.mismatches += one.mismatches;
         }
         if !writes.is_empty() {
+            self.seal_stamps(group, &stamps, &mut writes);
             self.write_many(writes, Purpose::Mending).await;
         }
         drop(held);

@@ -13,6 +13,7 @@ use cairn_sys::{Block, BoxFuture};
 
 use crate::code::TooMany;
 use crate::core::{Core, Want, Writes, count};
+use crate::member::CHECKSUM_ERRORS_MAX;
 use crate::ondisk::{REGION_STRIPES, StampV1, crc_of};
 use crate::stamps::{StampKind, StampsRef, stamp_parity, stamp_rebuilt};
 use crate::tools::{join_all, lock};
@@ -150,7 +151,10 @@ impl Core {
             if crc_of(&block[..]) == crc {
                 stripes[i].cells[slot] = Cell::Good(block);
             } else {
-                member.checksum_errors.fetch_add(1, Ordering::Relaxed);
+                let errors = member.checksum_errors.fetch_add(1, Ordering::Relaxed) + 1;
+                if errors > CHECKSUM_ERRORS_MAX && self.can_spare(member.uuid) {
+                    self.kill(&member);
+                }
                 let at = stripes[i].stripe;
                 tracing::warn!(disk = %member.uuid, stripe = at, "block does not match its stamp");
             }
@@ -213,28 +217,20 @@ impl Core {
             out.blocks.insert(member.layout.stripe_dbn(stripe), block.clone());
         }
         lock(entry).set(stripe, stamp);
-        self.stage_stamps(stamps, slot, stripe, member, writes);
+        writes.touch(slot, stripe);
         true
     }
 
-    /// Stages the checksum block of a stripe's region.
-    pub(crate) fn stage_stamps(
-        &self,
-        stamps: &StampSet,
-        slot: usize,
-        stripe: u64,
-        member: &Arc<crate::member::Member>,
-        writes: &mut Writes,
-    ) {
-        let Some(entry) = stamps.entry(slot, stripe) else { return };
-        let region = stripe / REGION_STRIPES;
-        let (at, block) = self.stamps.stage(member, region, entry);
-        let out = writes.of(member);
-        if out.blocks.insert(at, block).is_none() {
-            count(&self.counters.checksum_blocks, 1);
-        }
-        if out.regions.last() != Some(&region) {
+    /// Adds the checksum blocks of all regions that changed; the last step before the write.
+    pub(crate) fn seal_stamps(&self, group: &GroupView, stamps: &StampSet, writes: &mut Writes) {
+        for (slot, region) in std::mem::take(&mut writes.touched) {
+            let Some(member) = group.slots.get(slot).and_then(|s| s.writable()) else { continue };
+            let Some(entry) = stamps.refs.get(&(slot, region)) else { continue };
+            let (at, block) = self.stamps.stage(member, region, entry);
+            let out = writes.of(member);
+            out.blocks.insert(at, block);
             out.regions.push(region);
+            count(&self.counters.checksum_blocks, 1);
         }
     }
 }

@@ -15,7 +15,8 @@ use cairn_units::GroupNo;
 
 use crate::code::{Parity, xor_block};
 use crate::core::{Core, Purpose, Writes, count};
-use crate::ondisk::{REGION_STRIPES, crc_of};
+use crate::layout::STRIPE_LOG_BLOCKS_MIN;
+use crate::ondisk::{ENTRY_RECORDS_MAX, REGION_STRIPES, crc_of};
 use crate::stamps::{StampKind, stamp_parity, stamp_written};
 use crate::stripe::{Cell, StampSet, StripeCells, parity_slots, solve};
 use crate::stripe_log::{Record, Rest, has_bit, log_blocks, set_bit};
@@ -25,6 +26,10 @@ use crate::view::{GroupView, View};
 /// Stripes handled at once, and stripe log blocks that they may take.
 const CHUNK_STRIPES_MAX: usize = 256;
 const CHUNK_LOG_BLOCKS_MAX: u64 = 128;
+const _: () = assert!(
+    CHUNK_LOG_BLOCKS_MAX + CHUNK_STRIPES_MAX.div_ceil(ENTRY_RECORDS_MAX) as u64
+        <= STRIPE_LOG_BLOCKS_MIN
+);
 
 /// How the new parity of a stripe is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +155,7 @@ impl Core {
         for ((job, outcome), cells) in jobs.iter().zip(&outcomes).zip(&mut cells) {
             self.stage_job(group, &stamps, job, outcome, cells, &mut writes);
         }
+        self.seal_stamps(group, &stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
         self.settle().await?;
         drop(interval);
@@ -250,7 +256,7 @@ impl Core {
                 }
                 None => continue,
             }
-            self.stage_stamps(stamps, i, job.stripe, member, writes);
+            writes.touch(i, job.stripe);
         }
         for (i, diagonal) in parity_slots(group) {
             cells.cells[i] = Cell::Unread;
@@ -260,7 +266,7 @@ impl Core {
             lock(entry).set(job.stripe, stamp_parity(crc_of(&block[..])));
             writes.of(member).blocks.insert(member.layout.stripe_dbn(job.stripe), block.clone());
             count(&self.counters.parity_blocks, 1);
-            self.stage_stamps(stamps, i, job.stripe, member, writes);
+            writes.touch(i, job.stripe);
         }
         if let Some(old) = &outcome.old {
             let repaired = self.stage_repairs(group, stamps, cells, old, writes);
