@@ -45,7 +45,9 @@ pub enum NodeError {
 /// Sends log lines to standard error; call once, at the start of the program.
 pub fn init_log(default: &str) {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi);
+    let log = log.with_writer(std::io::stderr);
     if log.try_init().is_err() {
         tracing::debug!("the log was set up already");
     }

@@ -6,7 +6,9 @@
 //! (RPC). Any protocol front end works unchanged on a node that owns no disk.
 //! What must not be here: how volumes or disks work inside.
 
-use cairn_op::{Op, OpCtx, OpResult, ObjectRef, Submitted, Verifier};
+pub mod codec;
+
+use cairn_op::{ObjectRef, Op, OpCtx, OpResult, Submitted, Verifier};
 use cairn_sys::BoxFuture;
 use cairn_units::{Blocks, Crc, DiskUuid, Fbn, Fsid, GroupNo, InodeNo, Pvbn, Vvbn};
 

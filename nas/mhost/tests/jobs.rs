@@ -1,0 +1,203 @@
+//! Jobs are killed at every step and end as if nothing had happened.
+
+#![expect(clippy::unwrap_used, reason = "test helpers outside test functions")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cairn_mhost::api::{DiskAdd, GroupAdd, VolumeChange, VolumeCreate};
+use cairn_mhost::jobs::{Job, JobState};
+use cairn_mhost::model::{ExportRule, RuleSquash};
+use cairn_mhost::{ApiError, MHost};
+use cairn_units::DiskUuid;
+use common::{FakeNode, Kill, TempDir, start};
+
+/// One run of the node: its own runtime, which takes all tasks with it when it dies.
+fn run<T>(work: impl AsyncFnOnce(cairn_sys::World) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let world = cairn_sys::real::world(runtime.handle().clone()).unwrap();
+    runtime.block_on(work(world))
+}
+
+fn volume(name: &str) -> VolumeCreate {
+    VolumeCreate {
+        name: name.to_owned(),
+        size_bytes: 1 << 30,
+        junction: None,
+        rules: vec![ExportRule::everybody(RuleSquash::None)],
+    }
+}
+
+/// A thing to order and how the world looks afterwards.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Create,
+    Delete,
+    Resize,
+    Rename,
+    AddDisk,
+    FailDisk,
+    Grow,
+    AddGroup,
+    Scrub,
+}
+
+async fn submit(mhost: &Arc<MHost>, order: Order) -> Result<Job, ApiError> {
+    let change =
+        |size_bytes, name: Option<&str>| VolumeChange { size_bytes, name: name.map(str::to_owned) };
+    match order {
+        Order::Create => mhost.create_volume(volume("new")),
+        Order::Delete => mhost.delete_volume("old"),
+        Order::Resize => mhost.change_volume("old", change(Some(5 << 30), None)),
+        Order::Rename => mhost.change_volume("old", change(None, Some("other"))),
+        Order::AddDisk => mhost.add_disks(DiskAdd { locations: vec!["/dev/fake9".to_owned()] }),
+        Order::FailDisk => mhost.fail_disk(&DiskUuid::new([1; 16]).to_string()).await,
+        Order::Grow => mhost.grow_group(0).await,
+        Order::AddGroup => mhost.add_group(GroupAdd { disks: 3 }).await,
+        Order::Scrub => mhost.start_scrub(),
+    }
+}
+
+/// Everything that an order could have changed, as text.
+async fn picture(mhost: &MHost, node: &FakeNode, table: &common::Published) -> String {
+    let below = node.model_volumes().await;
+    let disks: Vec<String> = {
+        let all = node.disks.lock().unwrap();
+        let lines = all.disks.iter().map(|d| format!("{} {} {:?}", d.location, d.role, d.rebuild));
+        lines.chain([format!("groups {:?}", all.groups)]).collect()
+    };
+    let shown: Vec<String> = table
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|v| format!("{} {} {:?} {}", v.fsid, v.junction, v.root.is_some(), v.rules.len()))
+        .collect();
+    let names = ["old", "new", "other"].map(|n| format!("{:?}", mhost.volume(n).ok()));
+    format!("{below:?}\n{disks:?}\n{shown:?}\n{names:?}")
+}
+
+impl FakeNode {
+    async fn model_volumes(&self) -> Vec<(u64, String, u64)> {
+        use cairn_cf::{DModule, Manage, Managed};
+        match self.model.manage(Manage::VolumeList).await {
+            Ok(Managed::Volumes(v)) => {
+                v.into_iter().map(|v| (v.fsid.get(), v.name, v.size_bytes)).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Runs `order` with the node killed at `kill` and started again; what the world looks like then.
+fn outcome(order: Order, kill: Kill, name: &str) -> (String, bool) {
+    let dir = TempDir::new(name);
+    let node = run(async |world| FakeNode::new(&world));
+    let mut was_killed = false;
+    let id = run(async |world| {
+        let (mhost, _) = start(&dir, &world, &node).await;
+        let old = mhost.create_volume(volume("old")).unwrap();
+        assert_eq!(mhost.wait_job(old.id).await.unwrap().state, JobState::Done);
+        node.changes.store(0, Ordering::SeqCst);
+        *node.kill.lock().unwrap() = kill;
+        let job = submit(&mhost, order).await.unwrap();
+        tokio::select! {
+            ended = mhost.wait_job(job.id) => assert_eq!(ended.unwrap().state, JobState::Done),
+            () = node.hung.notified() => was_killed = true,
+        }
+        job.id
+    });
+    *node.kill.lock().unwrap() = Kill::Never;
+    let picture = run(async |world| {
+        let (mhost, table) = start(&dir, &world, &node).await;
+        let ended = mhost.wait_job(id).await.unwrap();
+        assert_eq!(ended.state, JobState::Done, "{order:?} {kill:?}: {}", ended.message);
+        picture(&mhost, &node, &table).await
+    });
+    (picture, was_killed)
+}
+
+#[test]
+fn job_killed_at_any_order_to_the_storage_ends_as_if_nothing_had_happened() {
+    for order in [
+        Order::Create,
+        Order::Delete,
+        Order::Resize,
+        Order::Rename,
+        Order::AddDisk,
+        Order::FailDisk,
+        Order::Grow,
+        Order::AddGroup,
+        Order::Scrub,
+    ] {
+        let (expected, _) = outcome(order, Kill::Never, "jobs");
+        let mut kills = 0;
+        for number in 1.. {
+            let runs =
+                [Kill::Before(number), Kill::After(number)].map(|k| outcome(order, k, "jobs"));
+            for (seen, was_killed) in &runs {
+                assert_eq!(*seen, expected, "{order:?} at {number}");
+                kills += u32::from(*was_killed);
+            }
+            if !runs[1].1 {
+                break;
+            }
+        }
+        assert!(kills >= 2, "{order:?} was never killed");
+    }
+}
+
+#[test]
+fn refused_job_leaves_nothing_behind_and_says_what_to_do() {
+    let dir = TempDir::new("refused");
+    run(async |world| {
+        let node = FakeNode::new(&world);
+        let (mhost, table) = start(&dir, &world, &node).await;
+        let locations = vec!["/dev/bad".to_owned()];
+        let job = mhost.add_disks(DiskAdd { locations }).unwrap();
+        let ended = mhost.wait_job(job.id).await.unwrap();
+        assert_eq!(ended.state, JobState::Failed);
+        assert!(ended.message.contains("/dev/bad: no such device"), "{}", ended.message);
+        assert!(!ended.what_to_do.is_empty());
+        assert!(table.lock().unwrap().is_empty());
+    });
+    let db = cairn_mhost::db::Db::open(&dir.0.join("config.redb")).unwrap();
+    assert_eq!(MHost::added_disks(&db).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn second_job_about_the_same_volume_is_refused_while_the_first_runs() {
+    let dir = TempDir::new("busy");
+    run(async |world| {
+        let node = FakeNode::new(&world);
+        let (mhost, _) = start(&dir, &world, &node).await;
+        let made = mhost.create_volume(volume("old")).unwrap();
+        mhost.wait_job(made.id).await.unwrap();
+        *node.kill.lock().unwrap() = Kill::Before(2);
+        let first = submit(&mhost, Order::Resize).await.unwrap();
+        node.hung.notified().await;
+        let refused = submit(&mhost, Order::Delete).await.unwrap_err();
+        assert_eq!(refused.status, 409);
+        assert!(refused.what_to_do.contains(&first.id.to_string()), "{refused}");
+    });
+}
+
+#[test]
+fn fsids_are_never_given_out_twice() {
+    let dir = TempDir::new("fsid");
+    let node = run(async |world| FakeNode::new(&world));
+    let mut last = 0;
+    for _ in 0..3 {
+        last = run(async |world| {
+            let (mhost, _) = start(&dir, &world, &node).await;
+            let made = mhost.create_volume(volume("v")).unwrap();
+            mhost.wait_job(made.id).await.unwrap();
+            let fsid = mhost.volume("v").unwrap().fsid;
+            assert!(fsid > last, "fsid {fsid} came again");
+            let gone = mhost.delete_volume("v").unwrap();
+            assert_eq!(mhost.wait_job(gone.id).await.unwrap().state, JobState::Done);
+            fsid
+        });
+    }
+}
