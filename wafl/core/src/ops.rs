@@ -12,7 +12,10 @@ use cairn_op::{
 };
 use cairn_sys::Payload;
 use cairn_units::{BLOCK_BYTES_U64, Blocks, CpCount, InodeNo, Lsn};
-use cairn_wafl_nvlog::{LogBlock, Record, RecordKind, Reservation, ReserveError, record_blocks};
+use cairn_wafl_nvlog::{
+    LogBlock, RECORD_PAYLOAD_BLOCKS_MAX, Record, RecordKind, Reservation, ReserveError,
+    record_blocks,
+};
 
 use crate::apply::{CHANGE_METADATA_BLOCKS, pieces};
 use crate::change::Change;
@@ -319,11 +322,15 @@ impl Inner {
         let unstable =
             matches!(answer, Answer::Written { stability: Stability::Unstable, .. });
         let body = change.encode(call.now);
-        let need = record_blocks(body.len(), payload.blocks().len());
-        // What no half of the log could ever hold becomes stable with a consistency point.
-        let logged = !unstable && need <= self.log.capacity();
-        if logged && let Err(wait) = self.log_room(reservation, need) {
-            return wait;
+        // What no record or no half of the log could ever hold becomes stable with a
+        // consistency point.
+        let mut logged = !unstable && payload.blocks().len() <= RECORD_PAYLOAD_BLOCKS_MAX;
+        if logged {
+            let need = record_blocks(body.len(), payload.blocks().len());
+            logged = need <= self.log.capacity();
+            if logged && let Err(wait) = self.log_room(reservation, need) {
+                return wait;
+            }
         }
         st.apply(&change, &payload, ready, call.now);
         if unstable && let Change::Write { ino, offset, bytes, .. } = &change {

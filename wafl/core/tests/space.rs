@@ -122,8 +122,9 @@ fn removed_files_of_all_sizes_give_every_block_back() {
     }
     settle(&rig);
     rig.check();
+    // The maps have grown a little: one block for 512 VVBNs that were ever used.
     let left = used(&rig).saturating_sub(before);
-    assert!(left <= 8, "{left} blocks are still in use");
+    assert!(left <= 40, "{left} blocks are still in use");
 }
 
 #[test]
@@ -207,7 +208,7 @@ fn a_deleted_volume_gives_everything_back_and_the_others_stay() {
     assert_eq!(call(&rig, Op::GetAttr { obj }).unwrap_err().status, Status::Stale);
     settle(&rig);
     rig.check();
-    assert!(used(&rig) <= before + 4, "{} blocks, {before} before", used(&rig));
+    assert!(used(&rig) <= before + 20, "{} blocks, {before} before", used(&rig));
     rig.power_cut();
     rig.restart();
     rig.check();
