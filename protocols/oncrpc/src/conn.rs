@@ -19,7 +19,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -30,6 +29,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::config::{FRAGMENTS_MAX, RECEIVE_BUFFER_BYTES, REQUEST_BYTES};
+use crate::control::{Close, Control, NEVER, Order};
 use crate::input::{Filling, NARROW_WINDOW_BYTES, Window};
 use crate::message::{
     AcceptedStart, Auth, AuthRefusal, CREDENTIAL_AT, CallHead, HeadError, MARK_BYTES, Mark,
@@ -37,7 +37,7 @@ use crate::message::{
 };
 use crate::metrics::{Finished, count};
 use crate::output::Output;
-use crate::pending::{PendingSet, TaskWaker};
+use crate::pending::PendingSet;
 use crate::replay::{Admission, CHECKSUM_BYTES, Key, Ticket};
 use crate::server::Shared;
 use crate::service::{Body, Call, Cost, Outcome, PayloadPlan, Replay, Service};
@@ -47,78 +47,6 @@ use crate::xdr::{Put, padding};
 const HEAD_BYTES: usize = 1024;
 /// A payload from this size on makes the window narrow for the next head.
 const LARGE_PAYLOAD_BYTES: u32 = 32 << 10;
-/// No deadline.
-const NEVER: u64 = u64::MAX;
-
-const ORDER_RUN: u8 = 0;
-const ORDER_DRAIN: u8 = 1;
-const ORDER_TIMEOUT: u8 = 2;
-const ORDER_KILL: u8 = 3;
-
-/// What others may see of a connection, and do to it.
-#[derive(Debug)]
-pub(crate) struct Control {
-    pub(crate) id: u64,
-    task: Arc<TaskWaker>,
-    deadline: AtomicU64,
-    order: AtomicU8,
-}
-
-impl Control {
-    pub(crate) fn new(id: u64) -> Self {
-        Self {
-            id,
-            task: Arc::new(TaskWaker::default()),
-            deadline: AtomicU64::new(NEVER),
-            order: AtomicU8::new(ORDER_RUN),
-        }
-    }
-    fn order(&self, order: u8) {
-        self.order.fetch_max(order, Ordering::SeqCst);
-        self.task.wake();
-    }
-    /// No more requests; end when those in flight are answered.
-    pub(crate) fn drain(&self) {
-        self.order(ORDER_DRAIN);
-    }
-    /// End now.
-    pub(crate) fn kill(&self) {
-        self.order(ORDER_KILL);
-    }
-    /// End now if the deadline has passed.
-    pub(crate) fn check_deadline(&self, now: MonoTime) {
-        if self.deadline.load(Ordering::Relaxed) <= now.get() {
-            self.order(ORDER_TIMEOUT);
-        }
-    }
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Close {
-    #[error("closed by the client")]
-    Done,
-    #[error("the server stops")]
-    Stopped,
-    #[error("too slow: a record, a reply or the next request took too long")]
-    TimedOut,
-    #[error("a record of {bytes} bytes is over the limit of {RECORD_BYTES_MAX}")]
-    RecordTooLong { bytes: usize },
-    #[error("a record of more than {FRAGMENTS_MAX} fragments")]
-    TooManyFragments,
-    #[error("a record that is not an RPC call")]
-    NotACall,
-    #[error("i/o error: {0}")]
-    Io(#[from] std::io::Error),
-}
-
-impl Close {
-    /// Whether the peer did something that is worth a line in the log.
-    pub(crate) fn is_bad_record(&self) -> bool {
-        matches!(self, Self::RecordTooLong { .. } | Self::TooManyFragments | Self::NotACall)
-    }
-}
-
 enum Receiving {
     Head,
     Payload(Box<PartialCall>),
@@ -261,7 +189,7 @@ impl<S: Service> Connection<S> {
         let local = stream.local_addr()?;
         stream.set_nodelay(true)?;
         let received_at = shared.world.clock.monotonic();
-        let pending = PendingSet::new(control.task.clone());
+        let pending = PendingSet::new(control.task().clone());
         Ok(Self {
             shared,
             control,
@@ -291,13 +219,13 @@ impl<S: Service> Connection<S> {
 
     /// Goes on as far as possible; ready when the connection is over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        self.control.task.set(cx.waker());
+        self.control.task().set(cx.waker());
         loop {
-            match self.control.order.load(Ordering::SeqCst) {
-                ORDER_RUN => {}
-                ORDER_DRAIN => self.draining = true,
-                ORDER_TIMEOUT => return Poll::Ready(Close::TimedOut),
-                _ => return Poll::Ready(Close::Stopped),
+            match self.control.ordered() {
+                Order::Run => {}
+                Order::Drain => self.draining = true,
+                Order::TimedOut => return Poll::Ready(Close::TimedOut),
+                Order::Kill => return Poll::Ready(Close::Stopped),
             }
             match self.round(cx) {
                 Ok(true) => {}
@@ -845,7 +773,7 @@ impl<S: Service> Connection<S> {
                 deadline = deadline.min(after(now, limits.idle_timeout));
             }
         }
-        self.control.deadline.store(deadline, Ordering::Relaxed);
+        self.control.set_deadline(deadline);
     }
 }
 

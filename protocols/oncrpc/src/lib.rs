@@ -10,6 +10,7 @@
 mod budget;
 mod config;
 mod conn;
+mod control;
 pub mod fuzzing;
 mod input;
 pub mod message;

@@ -24,7 +24,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::budget::Budget;
 use crate::config::{Limits, ServerConfig, WORKERS_MAX};
-use crate::conn::{Close, Connection, Control};
+use crate::conn::Connection;
+use crate::control::{Close, Control};
 use crate::metrics::{Metrics, MetricsSnapshot, count};
 use crate::replay::ReplayCache;
 use crate::service::Service;

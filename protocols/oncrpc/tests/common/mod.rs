@@ -75,7 +75,7 @@ impl TestService {
         loop {
             let found = self.held.lock().unwrap().remove(&key);
             if let Some(sender) = found {
-                drop(sender.send(()));
+                assert!(sender.send(()).is_ok(), "the held call is gone");
                 return;
             }
             std::thread::yield_now();
@@ -225,6 +225,7 @@ impl Fixture {
     }
     /// Waits (busily, with a bound) until the condition holds.
     pub fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        #[expect(clippy::disallowed_methods, reason = "a bound on how long a test may hang")]
         let start = std::time::Instant::now();
         while !condition(self) {
             assert!(start.elapsed() < PATIENCE, "never: {what}; {:?}", self.server().metrics());
