@@ -8,20 +8,20 @@ use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
     AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, RaidCounters, ScrubStatus,
-
 };
 use cairn_raid_disk::{Disk, DiskClass, DiskError};
 use cairn_sys::BoxFuture;
 use cairn_units::{Blocks, ColumnNo, DiskUuid, GroupNo};
 
 use crate::aggregate::RaidAggregate;
-use crate::config::{Config, Position, RECORDS_MAX};
+use crate::config::{Config, Position};
 use crate::core::Core;
 use crate::create::{add_group, format_areas, fresh_member, take_pvbns, write_labels};
 use crate::failure::identity_of;
 use crate::label::{Probe, Role, read_label};
 use crate::layout::Layout;
 use crate::member::Member;
+use crate::ondisk::CONFIG_RECORDS_MAX;
 use crate::tools::lock;
 use crate::view::View;
 
@@ -60,7 +60,7 @@ impl Core {
         let uuid = DiskUuid::new(self.world.random_16());
         let mut config = view.config.clone();
         config.spares.push(uuid);
-        if config.records() > RECORDS_MAX {
+        if config.records() > CONFIG_RECORDS_MAX {
             return Err(refused(location, "the aggregate has as many disks as it can have"));
         }
         config.generation += 1;
@@ -129,7 +129,7 @@ impl Core {
             let ids: Vec<(DiskUuid, u64)> =
                 members.iter().map(|m| (m.uuid, m.layout.stripes())).collect();
             let group = add_group(&mut config, kind, p, &ids);
-            if config.records() > RECORDS_MAX {
+            if config.records() > CONFIG_RECORDS_MAX {
                 return Err(refused("group", "the aggregate has as many disks as it can have"));
             }
             self.adopt(config).await?;
@@ -170,7 +170,8 @@ impl Core {
         let mut out: Vec<DiskStatus> = Vec::new();
         for group in view.groups.values() {
             for slot in &group.slots {
-                let mut status = status_of(&view, slot.member.as_deref(), slot.member.as_ref().map(|m| m.uuid));
+                let mut status =
+                    status_of(&view, slot.member.as_deref(), slot.member.as_ref().map(|m| m.uuid));
                 status.position = Some((group.group, slot.column));
                 status.role = match slot.column.get() {
                     c if c + 1 == group.code.p => DiskRole::RowParity,
@@ -187,8 +188,7 @@ impl Core {
             }
         }
         for disk in view.config.spares.iter().chain(&view.config.log_disks) {
-            let mut status =
-                status_of(&view, view.members.get(disk).map(|m| &**m), Some(*disk));
+            let mut status = status_of(&view, view.members.get(disk).map(|m| &**m), Some(*disk));
             if identity_of(&view.config, *disk).role == Role::Log {
                 status.role = DiskRole::Log;
             }
@@ -205,12 +205,7 @@ impl Core {
 }
 
 /// Takes up to `count` spares with room for `stripes` stripes out of the list.
-fn take_spares(
-    config: &mut Config,
-    view: &View,
-    count: usize,
-    stripes: u64,
-) -> Vec<Arc<Member>> {
+fn take_spares(config: &mut Config, view: &View, count: usize, stripes: u64) -> Vec<Arc<Member>> {
     let mut taken = Vec::new();
     config.spares.retain(|disk| {
         let fits = view
@@ -224,11 +219,7 @@ fn take_spares(
 }
 
 /// The areas of a disk that joins: the same sizes as on the others.
-fn spare_layout(
-    view: &View,
-    disk: &Arc<dyn Disk>,
-    location: &str,
-) -> Result<Layout, AdminError> {
+fn spare_layout(view: &View, disk: &Arc<dyn Disk>, location: &str) -> Result<Layout, AdminError> {
     let Some(like) = view.members.values().next().map(|m| &m.layout) else {
         return Err(refused(location, "the aggregate has no disk left"));
     };
@@ -321,4 +312,3 @@ impl AggregateAdmin for RaidAggregate {
         *lock(&self.core.scrub)
     }
 }
-

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
-    Aggregate, BlockTag, Geometry, LogStore, Place, PlaceOnDisk, ReadError, ReadRequest, RootRecord, Tetris,
-    WriteError,
+    Aggregate, BlockTag, Geometry, LogStore, Place, PlaceOnDisk, ReadError, ReadRequest,
+    RootRecord, Tetris, WriteError,
 };
 use cairn_raid_disk::Disk;
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::Pvbn;
 
+use crate::Event;
 use crate::core::Core;
 use crate::create::{CreateError, CreateOptions, format};
 use crate::label::{Probe, read_label};
@@ -22,7 +23,6 @@ use crate::open::{OpenError, OpenOptions, Refused, open};
 use crate::stripe::parity_slots;
 use crate::tools::lock;
 use crate::view::{GroupView, Slot};
-use crate::Event;
 
 /// An aggregate on RAID groups. Drop it after [`RaidAggregate::shutdown`].
 pub struct RaidAggregate {
@@ -112,10 +112,13 @@ impl RaidAggregate {
         let (done, answer) = tokio::sync::oneshot::channel();
         let spawn = self.core.world.spawn.clone();
         Box::pin(async move {
-            spawn.spawn(name, Box::pin(async move {
-                // The caller may be gone; the work was done for the stripes' sake.
-                let _gone = done.send(work.await).is_err();
-            }));
+            spawn.spawn(
+                name,
+                Box::pin(async move {
+                    // The caller may be gone; the work was done for the stripes' sake.
+                    let _gone = done.send(work.await).is_err();
+                }),
+            );
             answer.await.unwrap_or(lost)
         })
     }

@@ -47,9 +47,8 @@ impl Code {
 
     /// Parity of the data columns given; those left out count as zeros.
     pub(crate) fn encode<'a>(self, data: impl Iterator<Item = (u16, &'a Block)>) -> Parity {
-        let columns: Vec<Column<'_>> = data
-            .filter_map(|(c, block)| Some(Column { index: self.index(c)?, block }))
-            .collect();
+        let columns: Vec<Column<'_>> =
+            data.filter_map(|(c, block)| Some(Column { index: self.index(c)?, block })).collect();
         let (kernels, mut row) = (Kernels::best(), BlockMut::dirty());
         if self.kind == RaidKind::Raid4 {
             let blocks: Vec<_> = columns.iter().map(|c| c.block).collect();

@@ -63,8 +63,7 @@ impl Core {
     /// Flushes all disks while nobody writes. Returns the log epoch that died.
     async fn end_interval(&self, interval: &mut Interval) -> Result<u64, WriteError> {
         let view = self.view();
-        let dirty: Vec<Arc<Member>> =
-            view.alive().into_iter().filter(|m| m.take_dirty()).collect();
+        let dirty: Vec<Arc<Member>> = view.alive().into_iter().filter(|m| m.take_dirty()).collect();
         self.flush_members(&dirty).await;
         self.settle().await?;
         for group in self.view().groups.values() {

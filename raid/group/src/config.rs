@@ -12,12 +12,9 @@ use cairn_units::{AggregateUuid, BLOCK_BYTES, ColumnNo, DiskUuid, GroupNo, Pvbn}
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::ondisk::{
-    CONFIG_BLOCKS, ConfigHeaderV1, DiskRecordV1, GroupRecordV1, MAGIC_CONFIG, NONE_U16, blank,
-    open, seal,
+    CONFIG_BLOCKS, CONFIG_RECORDS_MAX, ConfigHeaderV1, DiskRecordV1, GroupRecordV1, MAGIC_CONFIG,
+    NONE_U16, blank, open, seal,
 };
-
-/// Groups and disks together that one configuration can name.
-pub(crate) const RECORDS_MAX: usize = (CONFIG_BLOCKS as usize - 1) * BLOCK_BYTES / 64;
 
 /// How a group protects its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,11 +125,7 @@ impl Config {
     /// Records that this configuration takes.
     pub(crate) fn records(&self) -> usize {
         let positions: usize = self.groups.values().map(|g| g.positions.len()).sum();
-        self.groups.len()
-            + positions
-            + self.spares.len()
-            + self.log_disks.len()
-            + self.failed.len()
+        self.groups.len() + positions + self.spares.len() + self.log_disks.len() + self.failed.len()
     }
 
     /// The blocks of one copy, header first; short by the blocks that hold nothing.
@@ -151,11 +144,8 @@ impl Config {
                 add(position_record(*group, *column, config, position));
             }
         }
-        let lists = [
-            (&self.spares, ROLE_SPARE),
-            (&self.log_disks, ROLE_LOG),
-            (&self.failed, ROLE_FAILED),
-        ];
+        let lists =
+            [(&self.spares, ROLE_SPARE), (&self.log_disks, ROLE_LOG), (&self.failed, ROLE_FAILED)];
         for (list, role) in lists {
             for disk in list {
                 let mut record: DiskRecordV1 = blank();
@@ -186,10 +176,10 @@ impl Config {
         let (first, rest) = blocks.split_first()?;
         let header: &ConfigHeaderV1 = open(first, MAGIC_CONFIG).ok()?;
         let (groups, disks) = (usize::from(header.groups.get()), usize::from(header.disks.get()));
-        if groups + disks > RECORDS_MAX {
+        if groups + disks > CONFIG_RECORDS_MAX {
             return None;
         }
-        let mut content = Vec::with_capacity(RECORDS_MAX * 64);
+        let mut content = Vec::with_capacity(CONFIG_RECORDS_MAX * 64);
         for block in rest {
             content.extend_from_slice(&block[..]);
         }

@@ -97,6 +97,9 @@ pub(crate) struct Core {
     pub events: Mutex<Vec<crate::Event>>,
 }
 
+/// A disk that did not take what it was given.
+type Failed = (Arc<Member>, DiskError);
+
 /// Why blocks are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -158,7 +161,8 @@ impl Core {
     /// Takes note of a failed request; whether the disk was declared dead is up to its budget and
     /// to what its group can spare.
     pub(crate) fn fault(&self, member: &Member, error: &DiskError) {
-        tracing::warn!(disk = %member.uuid, location = %member.info.location, %error, "disk error");
+        let location = &member.info.location;
+        tracing::warn!(disk = %member.uuid, %location, %error, "disk error");
         if *error == DiskError::Fenced {
             self.fenced.store(true, Ordering::Release);
         }
@@ -188,7 +192,8 @@ impl Core {
     pub(crate) fn kill(&self, member: &Member) {
         if member.declare_dead() {
             self.unsettled.fetch_add(1, Ordering::AcqRel);
-            tracing::error!(disk = %member.uuid, location = %member.info.location, "disk taken out");
+            let location = &member.info.location;
+            tracing::error!(disk = %member.uuid, %location, "disk taken out");
         }
     }
 
@@ -240,7 +245,7 @@ impl Core {
     /// afterwards; when it only missed being mended, it stays if its group cannot spare it.
     pub(crate) async fn write_many(&self, writes: Writes, purpose: Purpose) {
         assert!(writes.touched.is_empty(), "checksum blocks go with their blocks");
-        let mut futures: Vec<BoxFuture<Option<(Arc<Member>, DiskError)>>> = Vec::new();
+        let mut futures: Vec<BoxFuture<Option<Failed>>> = Vec::new();
         for (member, writes) in writes.disks.into_values() {
             let Some(member) = member.filter(|m| !m.is_dead()) else { continue };
             futures.push(Box::pin(async move {
@@ -279,9 +284,9 @@ async fn read_run(member: Arc<Member>, at: Dbn, count: usize) -> Vec<Result<Bloc
             let mut out = Vec::with_capacity(count);
             for i in 0..count as u64 {
                 out.push(match member.read(at.plus(i), 1).await {
-                    Ok(mut blocks) => blocks
-                        .pop()
-                        .ok_or_else(|| DiskError::Gone { reason: "short read".into() }),
+                    Ok(mut blocks) => {
+                        blocks.pop().ok_or_else(|| DiskError::Gone { reason: "short read".into() })
+                    }
                     Err(error) => Err(error),
                 });
             }

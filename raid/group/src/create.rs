@@ -12,11 +12,12 @@ use cairn_raid_disk::{Disk, DiskError};
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{AggregateUuid, Blocks, ColumnNo, DiskUuid, GroupNo, Pvbn};
 
-use crate::config::{Config, GroupConfig, Position, RECORDS_MAX, RaidKind};
+use crate::config::{Config, GroupConfig, Position, RaidKind};
 use crate::failure::identity_of;
 use crate::label::{Probe, label_block, read_label};
 use crate::layout::{LABEL_AT, Layout, default_log_blocks, default_stripe_log_blocks};
 use crate::member::{Member, RegionMap, map_extent};
+use crate::ondisk::CONFIG_RECORDS_MAX;
 use crate::open::{OpenError, OpenOptions, Opener};
 use crate::tools::join_all;
 
@@ -129,8 +130,7 @@ pub(crate) async fn format(
     for disk in &all {
         check_free(disk, options.overwrite).await?;
     }
-    let smallest =
-        all.iter().map(|d| d.info().blocks).min().unwrap_or(Blocks::new(0));
+    let smallest = all.iter().map(|d| d.info().blocks).min().unwrap_or(Blocks::new(0));
     let log = options.log_blocks_per_disk.unwrap_or_else(|| default_log_blocks(smallest));
     let stripe_log = default_stripe_log_blocks(smallest);
     let mut planned = Vec::new();
@@ -218,8 +218,8 @@ fn plan(
         left -= take;
     }
     config.spares = rest.iter().map(|p| p.uuid).collect();
-    if config.records() > RECORDS_MAX {
-        return Err(CreateError::TooWide { columns: disks, most: RECORDS_MAX });
+    if config.records() > CONFIG_RECORDS_MAX {
+        return Err(CreateError::TooWide { columns: disks, most: CONFIG_RECORDS_MAX });
     }
     Ok(config)
 }

@@ -148,9 +148,12 @@ impl Core {
                 .any(|s| s.state == ColumnState::Rebuilding && s.writable().is_some());
             if needed && lock(&self.rebuilding).insert(group.group) {
                 let (core, group) = (self.clone(), group.group);
-                self.world.spawn.spawn("rebuild", Box::pin(async move {
-                    core.rebuild_group(group).await;
-                }));
+                self.world.spawn.spawn(
+                    "rebuild",
+                    Box::pin(async move {
+                        core.rebuild_group(group).await;
+                    }),
+                );
             }
         }
     }
@@ -161,13 +164,20 @@ impl Core {
         if self.unsettled.load(Ordering::Acquire) == 0 || self.is_stopped() {
             return;
         }
+        if self.view().groups.values().any(|g| g.failed()) {
+            // Nothing can be settled any more; every write says so.
+            return;
+        }
         let core = self.clone();
-        self.world.spawn.spawn("settle", Box::pin(async move {
-            if let Err(error) = core.settle().await {
-                tracing::error!(%error, "disks lost");
-            }
-            core.start_rebuilds();
-        }));
+        self.world.spawn.spawn(
+            "settle",
+            Box::pin(async move {
+                if let Err(error) = core.settle().await {
+                    tracing::error!(%error, "disks lost");
+                }
+                core.start_rebuilds();
+            }),
+        );
     }
 }
 

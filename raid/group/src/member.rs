@@ -4,8 +4,8 @@
 //! region whose bit is clear was never written and reads as zeros; the durable copy of a map
 //! block is never the one that is written next.
 
-use std::sync::Mutex;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use cairn_raid_disk::{Disk, DiskError, DiskInfo};
@@ -216,9 +216,7 @@ impl RegionMap {
     pub(crate) fn known(&self, region: u64) -> RegionKnown {
         let blocks = lock(&self.blocks);
         let Some((block, word, bit)) = place(&blocks, region) else { return RegionKnown::Never };
-        if block.bits[word] & bit != 0 {
-            RegionKnown::Written
-        } else if block.lost {
+        if block.lost || block.bits[word] & bit != 0 {
             RegionKnown::Written
         } else if block.suspect {
             RegionKnown::Perhaps

@@ -16,6 +16,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Stamps in one checksum block, hence data blocks in one stripe region.
 pub(crate) const REGION_STRIPES: u64 = 126;
+/// [`REGION_STRIPES`] as a length.
+pub(crate) const REGION_STAMPS: usize = 126;
+const _: () = assert!(REGION_STAMPS as u64 == REGION_STRIPES);
 /// Blocks of one stripe region: two copies of the checksum block and the blocks themselves.
 pub(crate) const REGION_BLOCKS: u64 = REGION_STRIPES + 2;
 /// Regions that one region map block covers.
@@ -24,6 +27,9 @@ pub(crate) const MAP_REGIONS: u64 = 32_256;
 pub(crate) const ENTRY_RECORDS_MAX: usize = 42;
 /// Blocks of one configuration copy, header included.
 pub(crate) const CONFIG_BLOCKS: u64 = 16;
+/// Groups and disks together that one configuration can name.
+pub(crate) const CONFIG_RECORDS_MAX: usize = 15 * BLOCK_BYTES / 64;
+const _: () = assert!(CONFIG_RECORDS_MAX as u64 * 64 == (CONFIG_BLOCKS - 1) * BLOCK_BYTES as u64);
 /// "No group" and "no column".
 pub(crate) const NONE_U16: u16 = u16::MAX;
 
@@ -156,7 +162,17 @@ const _: () = assert!(size_of::<DiskRecordV1>() == 64);
 /// Checksum and identity of one block.
 #[repr(C)]
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
 )]
 pub(crate) struct StampV1 {
     pub crc: U32,
@@ -186,7 +202,7 @@ pub(crate) struct StampBlockV1 {
     /// Grows by one with each flush interval that changed the region.
     pub sequence: U64,
     pub reserved: [u8; 16],
-    pub stamps: [StampV1; REGION_STRIPES as usize],
+    pub stamps: [StampV1; REGION_STAMPS],
 }
 const _: () = assert!(size_of::<StampBlockV1>() == BLOCK_BYTES);
 

@@ -226,9 +226,8 @@ async fn own_disks(
         let location = disk.info().location;
         let reason = match (probe, layout) {
             (Probe::Labelled(identity), Some(layout)) => {
-                let (wanted, wanted_at) = aggregate
-                    .get_or_insert_with(|| (identity.aggregate, location.clone()))
-                    .clone();
+                let (wanted, wanted_at) =
+                    aggregate.get_or_insert_with(|| (identity.aggregate, location.clone())).clone();
                 if identity.aggregate == wanted {
                     let uuid = identity.disk;
                     let new = Candidate { disk: disk.clone(), identity, layout };
@@ -336,8 +335,7 @@ async fn read_roots(aggregate: AggregateUuid, members: &[Arc<Member>]) -> Vec<Op
                     let Ok(blocks) = member.read(member.layout.root_dbn(slot), 1).await else {
                         continue;
                     };
-                    let found =
-                        blocks.first().and_then(|b| RootSlot::decode(aggregate, slot, b));
+                    let found = blocks.first().and_then(|b| RootSlot::decode(aggregate, slot, b));
                     if let Some(found) = found
                         && newest.as_ref().is_none_or(|n| found.sequence > n.sequence)
                     {

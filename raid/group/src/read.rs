@@ -89,8 +89,7 @@ impl Core {
                 .iter()
                 .map(|i| {
                     let (core, request) = (self.clone(), requests[*i]);
-                    let read: BoxFuture<_> =
-                        Box::pin(async move { core.read_slow(request).await });
+                    let read: BoxFuture<_> = Box::pin(async move { core.read_slow(request).await });
                     read
                 })
                 .collect();
@@ -121,8 +120,7 @@ impl Core {
             return Ok(block.clone());
         }
         // The stamp may be older than the block: the pointer knows better.
-        if let (Some(expect), Some(member)) = (request.expect, group.slots[slot].readable(stripe))
-        {
+        if let (Some(expect), Some(member)) = (request.expect, group.slots[slot].readable(stripe)) {
             let want = Want { member: member.clone(), at: member.layout.stripe_dbn(stripe) };
             if let Some(Ok(block)) = self.read_many(vec![want]).await.pop()
                 && crc_of(&block[..]) == expect
@@ -219,9 +217,7 @@ fn find(
             let lost = group.parity() + 1;
             Err(ReadError::TooManyLost { at, lost, parity: group.parity() })
         }
-        (Err(lost), _) => {
-            Err(ReadError::TooManyLost { at, lost: lost.0, parity: group.parity() })
-        }
+        (Err(lost), _) => Err(ReadError::TooManyLost { at, lost: lost.0, parity: group.parity() }),
     }
 }
 
@@ -235,4 +231,3 @@ fn mended(cells: &StripeCells, blocks: &[Block]) -> BTreeMap<usize, Block> {
         .map(|(i, (_, block))| (i, block.clone()))
         .collect()
 }
-

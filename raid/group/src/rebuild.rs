@@ -84,10 +84,8 @@ impl Core {
         let Some(group) = view.groups.get(&group) else { return Ok((0, false)) };
         let step = (STEP_BLOCKS_MAX / group.slots.len().max(1)).max(1) as u64;
         let end = group.stripes.min((region + 1) * REGION_STRIPES).min(at + step);
-        let written = group
-            .slots
-            .iter()
-            .any(|s| s.readable(at).is_some_and(|m| m.map.any_written(region)));
+        let written =
+            group.slots.iter().any(|s| s.readable(at).is_some_and(|m| m.map.any_written(region)));
         if written {
             self.rebuild_stripes(group, at..end).await;
             self.settle().await?;

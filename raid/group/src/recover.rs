@@ -63,10 +63,8 @@ impl Core {
         regions.dedup();
         let _held = self.locks.acquire(group.group, regions.iter().copied()).await;
         let stamps = self.load_stamps(group, &regions).await;
-        let mut cells: Vec<StripeCells> = records
-            .iter()
-            .map(|r| StripeCells::new(r.stripe, group.slots.len()))
-            .collect();
+        let mut cells: Vec<StripeCells> =
+            records.iter().map(|r| StripeCells::new(r.stripe, group.slots.len())).collect();
         self.read_cells(group, &stamps, &mut cells, |_, _| true).await;
         let mut writes = Writes::default();
         for (record, cells) in records.iter().zip(&cells) {
@@ -118,10 +116,7 @@ impl Core {
     }
 
     /// Recovery is durable: flush, then the root, which makes the log dead.
-    pub(crate) async fn finish_recovery(
-        &self,
-        root: Option<RootRecord>,
-    ) -> Result<(), WriteError> {
+    pub(crate) async fn finish_recovery(&self, root: Option<RootRecord>) -> Result<(), WriteError> {
         match root {
             Some(record) => self.commit(record).await?,
             None => self.flush_interval().await?,

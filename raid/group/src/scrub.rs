@@ -50,17 +50,20 @@ impl Core {
             };
         }
         let core = self.clone();
-        self.world.spawn.spawn("scrub", Box::pin(async move {
-            let groups: Vec<GroupNo> = core.view().groups.keys().copied().collect();
-            for group in groups {
-                core.scrub_group(group).await;
-            }
-            let mut status = lock(&core.scrub);
-            status.running = false;
-            if !core.is_stopped() {
-                status.finished = Some(core.world.clock.monotonic());
-            }
-        }));
+        self.world.spawn.spawn(
+            "scrub",
+            Box::pin(async move {
+                let groups: Vec<GroupNo> = core.view().groups.keys().copied().collect();
+                for group in groups {
+                    core.scrub_group(group).await;
+                }
+                let mut status = lock(&core.scrub);
+                status.running = false;
+                if !core.is_stopped() {
+                    status.finished = Some(core.world.clock.monotonic());
+                }
+            }),
+        );
     }
 
     async fn scrub_group(self: &Arc<Self>, group: GroupNo) {
@@ -189,12 +192,7 @@ fn stamps_agree(stamps: &StampSet, cells: &StripeCells, blocks: &[Block]) -> boo
     stamps_agree_but(stamps, cells, blocks, usize::MAX)
 }
 
-fn stamps_agree_but(
-    stamps: &StampSet,
-    cells: &StripeCells,
-    blocks: &[Block],
-    but: usize,
-) -> bool {
+fn stamps_agree_but(stamps: &StampSet, cells: &StripeCells, blocks: &[Block], but: usize) -> bool {
     cells.cells.iter().zip(blocks).enumerate().all(|(i, (cell, block))| {
         i == but
             || cell.good().is_some()

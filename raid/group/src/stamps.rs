@@ -15,8 +15,8 @@ use cairn_units::{CpCount, Crc, Dbn, DiskUuid, Fsid, Vvbn};
 
 use crate::member::{Member, RegionKnown};
 use crate::ondisk::{
-    MAGIC_STAMPS, REGION_STRIPES, STAMP_PARITY, STAMP_REBUILT, STAMP_UNKNOWN, STAMP_WRITTEN,
-    StampBlockV1, StampV1, blank, open, seal,
+    MAGIC_STAMPS, REGION_STAMPS, REGION_STRIPES, STAMP_PARITY, STAMP_REBUILT, STAMP_UNKNOWN,
+    STAMP_WRITTEN, StampBlockV1, StampV1, blank, open, seal,
 };
 use crate::tools::lock;
 
@@ -108,11 +108,11 @@ impl RegionStamps {
         }
     }
     fn zeros() -> Self {
-        Self { fresh: true, ..Self::new(vec![StampV1::default(); REGION_STRIPES as usize]) }
+        Self { fresh: true, ..Self::new(vec![StampV1::default(); REGION_STAMPS]) }
     }
     fn unknown() -> Self {
         let stamp = StampV1 { flags: STAMP_UNKNOWN.into(), ..StampV1::default() };
-        Self::new(vec![stamp; REGION_STRIPES as usize])
+        Self::new(vec![stamp; REGION_STAMPS])
     }
     pub(crate) fn get(&self, stripe: u64) -> StampV1 {
         self.stamps[index(stripe)]
@@ -154,6 +154,8 @@ struct CacheState {
     dirty: BTreeSet<Key>,
     /// Where the eviction scan stands.
     hand: Option<Key>,
+    /// Flush intervals ended so far.
+    flushes: u64,
 }
 
 /// The cache of checksum blocks.
@@ -189,11 +191,19 @@ impl StampCache {
             lock(found).used = true;
             return Ok(found.clone());
         }
-        let loaded = self.load(member, region).await?;
-        let mut state = lock(&self.state);
-        if let Some(found) = state.entries.get(&key) {
-            return Ok(found.clone());
-        }
+        let (loaded, mut state) = loop {
+            let flushes = lock(&self.state).flushes;
+            let loaded = self.load(member, region).await?;
+            let state = lock(&self.state);
+            if let Some(found) = state.entries.get(&key) {
+                return Ok(found.clone());
+            }
+            // An entry that was changed, flushed and evicted while this one was being read would
+            // be newer than what was read.
+            if state.flushes == flushes {
+                break (loaded, state);
+            }
+        };
         if state.entries.len() >= self.entries_max {
             evict(&mut state);
         }
@@ -261,6 +271,7 @@ impl StampCache {
     /// Everything staged and written so far is durable.
     pub(crate) fn flushed(&self) {
         let mut state = lock(&self.state);
+        state.flushes += 1;
         let dirty = std::mem::take(&mut state.dirty);
         for key in dirty {
             if let Some(entry) = state.entries.get(&key) {
@@ -285,10 +296,8 @@ impl StampCache {
     pub(crate) fn drop_clean(&self, disk: DiskUuid, region: u64) {
         let mut state = lock(&self.state);
         let key = (disk, region);
-        let idle = state
-            .entries
-            .get(&key)
-            .is_some_and(|e| Arc::strong_count(e) == 1 && !lock(e).dirty);
+        let idle =
+            state.entries.get(&key).is_some_and(|e| Arc::strong_count(e) == 1 && !lock(e).dirty);
         if idle {
             state.entries.remove(&key);
         }

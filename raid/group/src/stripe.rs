@@ -66,6 +66,9 @@ impl StampSet {
     }
 }
 
+/// Stamps of one slot and region.
+type Loaded = ((usize, u64), StampsRef);
+
 /// The cells of one stripe, by slot.
 pub(crate) struct StripeCells {
     pub stripe: u64,
@@ -93,7 +96,7 @@ impl Core {
         group: &GroupView,
         regions: &[u64],
     ) -> StampSet {
-        let mut futures: Vec<BoxFuture<Option<((usize, u64), StampsRef)>>> = Vec::new();
+        let mut futures: Vec<BoxFuture<Option<Loaded>>> = Vec::new();
         for (slot, position) in group.slots.iter().enumerate() {
             let Some(member) = position.writable() else { continue };
             for region in regions {
@@ -144,8 +147,7 @@ impl Core {
             }
         }
         let asked = wants.len();
-        for ((i, slot, crc, member), answer) in
-            places.into_iter().zip(self.read_many(wants).await)
+        for ((i, slot, crc, member), answer) in places.into_iter().zip(self.read_many(wants).await)
         {
             let Ok(block) = answer else { continue };
             if crc_of(&block[..]) == crc {

@@ -97,6 +97,9 @@ pub(crate) struct StripeLog {
     queue: std::sync::Mutex<Vec<Waiting>>,
 }
 
+/// How a write of log blocks to one disk ended.
+type LogWrite = Result<(), (Arc<Member>, DiskError)>;
+
 struct Waiting {
     records: Vec<Record>,
     done: tokio::sync::oneshot::Sender<Result<(), WriteError>>,
@@ -142,7 +145,12 @@ impl StripeLog {
 }
 
 /// Blocks of the entries for `records`, numbered from `sequence` on.
-fn encode(aggregate: AggregateUuid, epoch: u64, sequence: &mut u64, records: &[Record]) -> Vec<Block> {
+fn encode(
+    aggregate: AggregateUuid,
+    epoch: u64,
+    sequence: &mut u64,
+    records: &[Record],
+) -> Vec<Block> {
     let mut out = Vec::new();
     for chunk in records.chunks(ENTRY_RECORDS_MAX) {
         let mut raw: LogEntryV1 = blank();
@@ -206,11 +214,7 @@ impl Core {
         answer.await.unwrap_or(Err(WriteError::NoLogDevice))
     }
 
-    async fn log_write(
-        &self,
-        state: &mut LogState,
-        records: &[Record],
-    ) -> Result<(), WriteError> {
+    async fn log_write(&self, state: &mut LogState, records: &[Record]) -> Result<(), WriteError> {
         let at = state.image.len();
         let new = encode(self.log.aggregate, state.epoch, &mut state.sequence, records);
         count(&self.counters.stripe_log_blocks, new.len());
@@ -222,7 +226,7 @@ impl Core {
             if chosen.is_empty() {
                 return Err(WriteError::NoLogDevice);
             }
-            let mut writes: Vec<BoxFuture<Result<(), (Arc<Member>, DiskError)>>> = Vec::new();
+            let mut writes: Vec<BoxFuture<LogWrite>> = Vec::new();
             for member in &chosen {
                 // A disk that is new to this epoch gets all of it.
                 let from = if state.disks.contains(&member.uuid) { at } else { 0 };
@@ -317,8 +321,8 @@ async fn scan_disk(
         let Ok(raw) = open::<LogEntryV1>(&head, MAGIC_ENTRY) else { break };
         let this = raw.epoch.get();
         let payload_blocks = u64::from(raw.payload_blocks.get());
-        let fits = payload_blocks <= size - at - 1
-            && usize::from(raw.records.get()) <= ENTRY_RECORDS_MAX;
+        let fits =
+            payload_blocks < size - at && usize::from(raw.records.get()) <= ENTRY_RECORDS_MAX;
         if raw.aggregate != aggregate.bytes()
             || this <= dead_epoch
             || epoch.is_some_and(|e| e != this)

@@ -137,8 +137,7 @@ fn group_view(
                 .and_then(|o| o.groups.get(&no))
                 .and_then(|g| g.slots.iter().find(|s| s.column == *column))
                 .filter(|s| {
-                    s.state == position.state
-                        && s.member.as_ref().map(|m| m.uuid) == position.disk
+                    s.state == position.state && s.member.as_ref().map(|m| m.uuid) == position.disk
                 });
             Slot {
                 column: *column,

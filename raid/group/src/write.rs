@@ -199,9 +199,8 @@ impl Core {
         let slots = group.slots.len();
         let mut cells: Vec<StripeCells> =
             jobs.iter().map(|job| StripeCells::new(job.stripe, slots)).collect();
-        let mut asked = self
-            .read_cells(group, stamps, &mut cells, |i, slot| jobs[i].needs(group, slot))
-            .await;
+        let mut asked =
+            self.read_cells(group, stamps, &mut cells, |i, slot| jobs[i].needs(group, slot)).await;
         let mut again = false;
         for (job, cells) in jobs.iter_mut().zip(&cells) {
             let complete = (0..slots)
@@ -260,7 +259,8 @@ impl Core {
         }
         for (i, diagonal) in parity_slots(group) {
             cells.cells[i] = Cell::Unread;
-            let block = if diagonal { outcome.parity.diagonal.as_ref() } else { Some(&outcome.parity.row) };
+            let block =
+                if diagonal { outcome.parity.diagonal.as_ref() } else { Some(&outcome.parity.row) };
             let (Some(member), Some(block)) = (group.slots[i].writable(), block) else { continue };
             let Some(entry) = stamps.entry(i, job.stripe) else { continue };
             lock(entry).set(job.stripe, stamp_parity(crc_of(&block[..])));
@@ -285,15 +285,16 @@ impl Job {
         let mut new: Vec<Option<WriteBlock>> = vec![None; width];
         let free = stripe.rest_is_free;
         for block in stripe.blocks {
-            let slot = group.slots.iter().take(width).position(|s| {
-                block.at.since(s.pvbn_base) == Some(stripe.stripe)
-            });
+            let slot = group
+                .slots
+                .iter()
+                .take(width)
+                .position(|s| block.at.since(s.pvbn_base) == Some(stripe.stripe));
             if let Some(slot) = slot {
                 new[slot] = Some(block);
             }
         }
-        let path =
-            if free || new.iter().all(Option::is_some) { Path::Full } else { Path::Keep };
+        let path = if free || new.iter().all(Option::is_some) { Path::Full } else { Path::Keep };
         let mut job = Self { stripe: stripe.stripe, new, before, path, rest_zero: false };
         if path != Path::Full {
             let zero = |i: usize| {
@@ -385,8 +386,7 @@ impl Job {
                 None => kept[i].as_ref(),
             }
         };
-        let parity =
-            group.code.encode((0..width).filter_map(|i| value(i).map(|b| (column(i), b))));
+        let parity = group.code.encode((0..width).filter_map(|i| value(i).map(|b| (column(i), b))));
         let rest = if self.path == Path::Full || !self.any_unmodified(group) {
             Rest::None
         } else if self.rest_zero {

@@ -100,9 +100,9 @@ fn spares_that_do_not_fit_are_refused_with_a_reason() {
     let agg = bench.agg();
     let small = cairn_sim::SimDiskConfig::new("small", cairn_units::Blocks::new(8192));
     let small = bench.sim.disk(small);
-    bench.attic.lock().unwrap().insert("small".into(), small);
+    bench.attic.lock().expect("attic").insert("small".into(), small);
     let own = bench.disks[0].clone();
-    bench.attic.lock().unwrap().insert("own".into(), own);
+    bench.attic.lock().expect("attic").insert("own".into(), own);
     for name in ["small", "own", "nowhere"] {
         let refused = bench.sim.block_on(agg.add_spares(vec![name.into()]));
         assert!(matches!(refused, Err(AdminError::Refused { .. })), "{name}: {refused:?}");

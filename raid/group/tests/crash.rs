@@ -61,23 +61,29 @@ fn crash_story(seed: u64, lost: usize) {
     bench.verify();
 }
 
+/// Seeds from `first` on: 60, or as many as `CAIRN_SEEDS` says.
+fn seeds(first: u64) -> core::ops::Range<u64> {
+    let wanted = std::env::var("CAIRN_SEEDS").ok().and_then(|n| n.parse().ok());
+    first..first + wanted.unwrap_or(60)
+}
+
 #[test]
 fn power_cut_anywhere_loses_no_committed_block() {
-    for seed in 0..60 {
+    for seed in seeds(0) {
         crash_story(seed, 0);
     }
 }
 
 #[test]
 fn power_cut_anywhere_with_one_disk_missing_loses_no_committed_block() {
-    for seed in 100..160 {
+    for seed in seeds(1_000_000) {
         crash_story(seed, 1);
     }
 }
 
 #[test]
 fn power_cut_anywhere_with_two_disks_missing_loses_no_committed_block() {
-    for seed in 200..260 {
+    for seed in seeds(2_000_000) {
         crash_story(seed, 2);
     }
 }

@@ -101,10 +101,8 @@ fn a_foreign_disk_is_named_and_never_written() {
     let Probe::Labelled(identity) = &found[0].1 else { panic!("{found:?}") };
     let options = OpenOptions { aggregate: Some(identity.aggregate), opener: None };
     let drivers = bench.drivers();
-    let agg = bench
-        .sim
-        .block_on(RaidAggregate::open(bench.sim.world(), drivers, options))
-        .expect("open");
+    let agg =
+        bench.sim.block_on(RaidAggregate::open(bench.sim.world(), drivers, options)).expect("open");
     assert_eq!(agg.refused().len(), 3);
     assert!(agg.refused().iter().all(|r| matches!(r.reason, RefuseReason::Foreign(_))));
     bench.agg = Some(agg);
@@ -165,7 +163,7 @@ fn a_stale_disk_is_refused_and_can_come_back_as_a_spare() {
     bench.verify();
     same(&before, std::slice::from_ref(&stale));
 
-    bench.attic.lock().unwrap().insert("again".into(), stale);
+    bench.attic.lock().expect("attic").insert("again".into(), stale);
     let agg = bench.agg();
     let added = {
         use cairn_raid_api::AggregateAdmin;

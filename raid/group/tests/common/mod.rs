@@ -99,7 +99,7 @@ impl Bench {
     pub fn opener(&self) -> Opener {
         let attic = self.attic.clone();
         Arc::new(move |at: &str| {
-            let found = attic.lock().unwrap().get(at).map(SimDisk::driver);
+            let found = attic.lock().expect("attic").get(at).map(SimDisk::driver);
             found.ok_or_else(|| String::from("no such device"))
         })
     }
@@ -107,7 +107,7 @@ impl Bench {
     /// A new disk that `add_spares` can open by its name.
     pub fn shelve(&mut self, name: &str) -> SimDisk {
         let disk = self.sim.disk(SimDiskConfig::new(name, Blocks::new(self.shape.blocks)));
-        self.attic.lock().unwrap().insert(name.to_owned(), disk.clone());
+        self.attic.lock().expect("attic").insert(name.to_owned(), disk.clone());
         disk
     }
 
@@ -270,10 +270,9 @@ impl Bench {
                         "seed {}: pvbn {at} reads wrong bytes (checksum known: {known})",
                         self.sim.seed()
                     ),
-                    Err(e) => panic!(
-                        "seed {}: pvbn {at} (checksum known: {known}): {e}",
-                        self.sim.seed()
-                    ),
+                    Err(e) => {
+                        panic!("seed {}: pvbn {at} (checksum known: {known}): {e}", self.sim.seed())
+                    }
                 }
             }
         }
