@@ -120,6 +120,28 @@ impl Node {
         }
     }
 
+    /// Runs until a signal ends it, then stops.
+    ///
+    /// # Errors
+    /// The storage stopped by itself, or its last consistency point failed.
+    pub async fn serve(self, world: &World, stop: &mut StopSignal) -> Result<(), NodeError> {
+        let reason = tokio::select! {
+            () = stop.wait() => None,
+            reason = self.storage.failed(world) => Some(reason),
+        };
+        match reason {
+            None => {
+                tracing::info!("stopping");
+                self.stop().await
+            }
+            Some(reason) => {
+                // No consistency point: what is in memory is not to be trusted.
+                self.front.stop().await;
+                Err(StorageError::Failed(reason).into())
+            }
+        }
+    }
+
     /// Stops every layer from the top down; ends with a consistency point.
     ///
     /// # Errors
@@ -137,9 +159,7 @@ async fn serve(config: NodeConfig, formation: Formation) -> Result<(), NodeError
     let state = StateDir::open(&config.front.state_dir)?;
     let node = Node::start(&world, state, &config, formation).await?;
     tracing::info!(nfs = %node.front.nfs_addr(), rest = %node.front.rest(), "serving");
-    stop.wait().await;
-    tracing::info!("stopping");
-    node.stop().await
+    node.serve(&world, &mut stop).await
 }
 
 /// Runs `cairnd` until SIGTERM or SIGINT.

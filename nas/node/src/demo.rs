@@ -426,10 +426,7 @@ async fn serve(options: DemoOptions) -> Result<(), DemoError> {
     files.write("endpoint.json", &line)?;
     say(&how_to_mount(&ready, options.listen, &shape, options.rpcbind))?;
     say(&format!("READY {line}\n"))?;
-    stop.wait().await;
-    tracing::info!("stopping");
-    node.stop().await?;
-    Ok(())
+    Ok(node.serve(&world, &mut stop).await?)
 }
 
 async fn start_volume(dir: &Dir, node: &Node, shape: &Shape) -> Result<(), DemoError> {

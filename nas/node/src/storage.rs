@@ -1,5 +1,6 @@
 //! Disks, aggregate and storage manager, as the node starts and stops them.
 
+use core::time::Duration;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,6 +17,9 @@ use cairn_units::BLOCK_BYTES_U64;
 use cairn_wafl_core::StorageManager;
 
 use crate::config::{DriverChoice, RaidLayout, StorageConfig};
+
+/// How often the storage manager is asked whether it still serves.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether a new aggregate may be formed on disks that hold none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,9 @@ pub enum StorageError {
     /// The volumes.
     #[error("the volumes cannot be opened: {0}")]
     Manager(#[from] cairn_wafl_core::OpenError),
+    /// It stopped by itself.
+    #[error("the storage layer has stopped: {0}; start the node again, the log is replayed then")]
+    Failed(String),
     /// The last consistency point.
     #[error("the last consistency point failed: {0}; the log is replayed at the next start")]
     Stop(String),
@@ -218,6 +225,17 @@ impl Storage {
     /// The storage manager as the cluster fabric sees it.
     pub fn dmodule(&self) -> Arc<dyn DModule> {
         self.manager.clone()
+    }
+
+    /// Waits until the storage manager stops by itself (a failed log, a broken invariant), and says
+    /// why. It serves no more then; only a new start with a replay of the log helps.
+    pub async fn failed(&self, world: &World) -> String {
+        loop {
+            if let Some(reason) = self.manager.stopped() {
+                return reason;
+            }
+            world.clock.sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Ends with a consistency point, so that the next start has nothing to replay.
