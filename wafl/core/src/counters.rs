@@ -80,15 +80,17 @@ impl Counters {
             };
             push("dmodule_ops_total", label.clone(), op.count);
             push("dmodule_op_failures_total", label.clone(), op.failed);
-            push("dmodule_op_nanoseconds_total", label.clone(), op.nanos);
             let mut sum = 0;
             for (i, count) in (0u32..).zip(op.buckets) {
                 sum += count;
-                let edge = 1u64 << (i + FIRST_BUCKET_SHIFT);
+                let last = usize::try_from(i + 1) == Ok(LATENCY_BUCKETS);
+                let edge = (1u64 << (i + FIRST_BUCKET_SHIFT)).to_string();
                 let mut labels = label.clone();
-                labels.push(("le_nanoseconds".to_owned(), edge.to_string()));
-                push("dmodule_op_latency_bucket", labels, sum);
+                labels.push(("le".to_owned(), if last { "+Inf".to_owned() } else { edge }));
+                push("dmodule_op_latency_nanoseconds_bucket", labels, sum);
             }
+            push("dmodule_op_latency_nanoseconds_sum", label.clone(), op.nanos);
+            push("dmodule_op_latency_nanoseconds_count", label, sum);
         }
         out
     }
