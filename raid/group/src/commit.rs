@@ -57,11 +57,25 @@ impl Core {
     /// progress durable.
     pub(crate) async fn flush_interval(&self) -> Result<(), WriteError> {
         let mut interval = self.interval.write().await;
-        self.end_interval(&mut interval).await.map(drop)
+        let (_, had_entries) = self.end_interval(&mut interval).await?;
+        if had_entries {
+            self.log_marker().await?;
+            self.settle().await?;
+        }
+        Ok(())
     }
 
-    /// Flushes all disks while nobody writes. Returns the log epoch that died.
-    async fn end_interval(&self, interval: &mut Interval) -> Result<u64, WriteError> {
+    /// Ends the flush interval of a recovery that found no root.
+    pub(crate) async fn flush_recovered(&self) -> Result<(), WriteError> {
+        let mut interval = self.interval.write().await;
+        let _dead = self.end_interval(&mut interval).await?;
+        self.log_marker().await?;
+        self.settle().await
+    }
+
+    /// Flushes all disks while nobody writes. Returns the log epoch that died, and whether it had
+    /// entries.
+    async fn end_interval(&self, interval: &mut Interval) -> Result<(u64, bool), WriteError> {
         let view = self.view();
         let dirty: Vec<Arc<Member>> = view.alive().into_iter().filter(|m| m.take_dirty()).collect();
         self.flush_members(&dirty).await;
@@ -92,7 +106,7 @@ impl Core {
     pub(crate) async fn commit(&self, record: RootRecord) -> Result<(), WriteError> {
         assert!(record.bytes.len() <= ROOT_BYTES_MAX, "root record fits its slot");
         let mut interval = self.interval.write().await;
-        let dead_epoch = self.end_interval(&mut interval).await?;
+        let (dead_epoch, _) = self.end_interval(&mut interval).await?;
         self.write_root(record, dead_epoch).await
     }
 

@@ -119,7 +119,7 @@ impl Core {
     pub(crate) async fn finish_recovery(&self, root: Option<RootRecord>) -> Result<(), WriteError> {
         match root {
             Some(record) => self.commit(record).await?,
-            None => self.flush_interval().await?,
+            None => self.flush_recovered().await?,
         }
         self.stamps.forget_fresh();
         Ok(())

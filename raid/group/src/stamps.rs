@@ -214,7 +214,10 @@ impl StampCache {
 
     async fn load(&self, member: &Member, region: u64) -> Result<RegionStamps, DiskError> {
         let known = member.map.known(region);
-        if known == RegionKnown::Never {
+        // What a crash left of stamps that were never durable is not believed: it may be older
+        // than this interval, from one that was cut before it.
+        let fresh = lock(&self.fresh).contains(&(member.uuid, region));
+        if fresh || known == RegionKnown::Never {
             return Ok(RegionStamps::zeros());
         }
         let at = member.layout.stamps_dbn(region, 0);
@@ -234,7 +237,6 @@ impl StampCache {
             }
             Err(e) => return Err(e),
         };
-        let fresh = lock(&self.fresh).contains(&(member.uuid, region));
         let mut best: Option<RegionStamps> = None;
         let mut valid = 0;
         for (copy, block) in [0u8, 1].into_iter().zip(&copies) {
@@ -249,10 +251,10 @@ impl StampCache {
         }
         Ok(match best {
             Some(mut found) => {
-                found.suspect = valid == 1 && found.sequence > 1 && !fresh;
+                found.suspect = valid == 1 && found.sequence > 1;
                 found
             }
-            None if fresh || known == RegionKnown::Perhaps => RegionStamps::zeros(),
+            None if known == RegionKnown::Perhaps => RegionStamps::zeros(),
             None => RegionStamps::unknown(),
         })
     }

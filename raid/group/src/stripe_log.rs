@@ -3,7 +3,8 @@
 //! Layer: over members. Before any block of a stripe is overwritten, a record with the columns
 //! modified since the last flush, and the parity of all the others, is stable on `parity + 1`
 //! disks. Entries lie one behind the other from the start of the area; a flush of all disks makes
-//! them dead, and the next epoch begins at the start again.
+//! them dead, and the next epoch begins at the start again. The root says which epochs are dead,
+//! or, when an interval ends without a root, an empty entry of the next epoch does.
 //!
 //! Invariants: the entries of one epoch are the same on every disk that holds the epoch; an epoch
 //! begins only after everything it follows is durable; the log never wraps within an epoch.
@@ -132,10 +133,11 @@ impl StripeLog {
         *promised = promised.saturating_sub(blocks);
     }
 
-    /// All disks were flushed: every entry is dead. Returns the epoch that died.
-    pub(crate) async fn restart(&self) -> u64 {
+    /// All disks were flushed: every entry is dead. Returns the epoch that died, and whether it
+    /// had entries.
+    pub(crate) async fn restart(&self) -> (u64, bool) {
         let mut state = self.state.lock().await;
-        let dead = state.epoch;
+        let dead = (state.epoch, !state.image.is_empty());
         state.epoch += 1;
         state.sequence = 0;
         state.image.clear();
@@ -152,7 +154,10 @@ fn encode(
     records: &[Record],
 ) -> Vec<Block> {
     let mut out = Vec::new();
-    for chunk in records.chunks(ENTRY_RECORDS_MAX) {
+    let (marker, chunks) = ([records], records.chunks(ENTRY_RECORDS_MAX));
+    // Without records: one empty entry, which says that the epochs before it are dead.
+    let marker = marker.into_iter().filter(|r| r.is_empty());
+    for chunk in chunks.chain(marker) {
         let mut raw: LogEntryV1 = blank();
         raw.aggregate = aggregate.bytes();
         raw.epoch = epoch.into();
@@ -212,6 +217,16 @@ impl Core {
             }
         }
         answer.await.unwrap_or(Err(WriteError::NoLogDevice))
+    }
+
+    /// Makes it stable that the epochs before this one are dead, when no root will say so. The
+    /// caller holds the interval.
+    pub(crate) async fn log_marker(&self) -> Result<(), WriteError> {
+        let mut state = self.log.state.lock().await;
+        if !self.log.reserve(log_blocks(1, 0)) {
+            return Err(WriteError::NoLogDevice);
+        }
+        self.log_write(&mut state, &[]).await
     }
 
     async fn log_write(&self, state: &mut LogState, records: &[Record]) -> Result<(), WriteError> {

@@ -212,3 +212,24 @@ fn the_root_is_found_when_two_thirds_of_the_slots_are_unreadable() {
     assert_eq!(bench.cp, 3);
     bench.verify();
 }
+
+#[test]
+fn a_disk_that_died_under_writes_and_came_back_is_stale() {
+    for seed in 10..16 {
+        let mut bench = Bench::new(seed, Shape::dp());
+        assert!(bench.cp(50));
+        let victim = bench.rng.index(7);
+        bench.disks[victim].die();
+        assert!(bench.cp(50));
+        bench.sim.power_cut();
+        bench.disks[victim].revive();
+        bench.reattach();
+        bench.open().expect("open");
+        let refused = bench.agg().refused().to_vec();
+        assert_eq!(refused.len(), 1, "seed {seed}: {refused:?}");
+        assert_eq!(refused[0].reason, RefuseReason::Stale);
+        bench.adopt_root();
+        bench.verify();
+        bench.scrub_is_clean();
+    }
+}
