@@ -52,16 +52,22 @@ fn run(seed: u64, count: usize, cuts: bool) {
     compared.unwrap_or_else(|d| panic!("seed {seed}: {d}"));
 }
 
+/// Seeds from `first` on: a few by default, `CAIRN_SEEDS` many on request.
+fn seeds(first: u64, few: u64) -> core::ops::Range<u64> {
+    let asked = std::env::var("CAIRN_SEEDS").ok().and_then(|n| n.parse().ok());
+    first..first + asked.unwrap_or(few)
+}
+
 #[test]
 fn random_operations_with_crashes_and_restarts_agree_with_the_model() {
-    for seed in 0..12 {
+    for seed in seeds(0, 60) {
         run(seed, 150, false);
     }
 }
 
 #[test]
 fn power_cuts_in_the_middle_of_operations_agree_with_the_model() {
-    for seed in 100..116 {
+    for seed in seeds(1_000_000, 100) {
         run(seed, 120, true);
     }
 }
