@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! cairn-witness fill HOST:PORT:MOUNTPORT:EXPORT --dir D --prefix P --count N
-//! cairn-witness serve [--workers N] [--seed N]     commands on stdin, one answer line each:
+//! cairn-witness serve [--workers N] [--seed N] [--stable-only]  commands on stdin, one answer line each:
 //!     target HOST:PORT:MOUNTPORT:EXPORT    where the server is now          "ok"
 //!     start                                 workers begin to change files   "ok"
 //!     stop                                  they end (or the server did)    "stopped ops=.. broken=.."
@@ -76,7 +76,10 @@ struct Witness {
 fn serve(words: &[&str]) -> Result<(), Error> {
     let count = number(words, "--workers", WORKERS)?;
     let seed = number(words, "--seed", 1)?;
-    let workers = (0..count).map(|id| Worker::new(id, seed)).collect();
+    let mut workers: Vec<Worker> = (0..count).map(|id| Worker::new(id, seed)).collect();
+    if words.contains(&"--stable-only") {
+        workers.iter_mut().for_each(Worker::stable_only);
+    }
     let halt = Arc::new(AtomicBool::new(false));
     let mut witness = Witness { target: None, workers, running: Vec::new(), halt };
     let stdin = std::io::stdin();

@@ -35,8 +35,6 @@ struct Versions {
     stable: u64,
     /// Later ones, oldest first: written unstably, or under way when the server went.
     maybe: Vec<u64>,
-    /// The last that was acknowledged in any way.
-    acknowledged: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +70,7 @@ pub(crate) struct Worker {
     pending: Pending,
     next: u64,
     operations: u64,
+    unstable: bool,
 }
 
 fn mix(mut x: u64) -> u64 {
@@ -105,7 +104,13 @@ impl Worker {
             pending: Pending::Nothing,
             next: 1,
             operations: 0,
+            unstable: true,
         }
+    }
+
+    /// Makes every write stable.
+    pub(crate) fn stable_only(&mut self) {
+        self.unstable = false;
     }
 
     pub(crate) fn operations(&self) -> u64 {
@@ -181,7 +186,10 @@ impl Worker {
         match (choice, file) {
             (_, None) | (80..=87, _) => self.create(client, &dir),
             (0..=39, Some(name)) => self.write(client, &name, FILE_SYNC),
-            (40..=57, Some(name)) => self.write(client, &name, UNSTABLE),
+            (40..=57, Some(name)) => {
+                let stability = if self.unstable { UNSTABLE } else { FILE_SYNC };
+                self.write(client, &name, stability)
+            }
             (58..=65, Some(name)) => self.commit(client, &name),
             (66..=79, Some(name)) => self.read_back(client, &name),
             (88..=91, Some(name)) => self.remove(client, &dir, &name),
@@ -239,7 +247,7 @@ impl Worker {
         let written = client.write(&handle, at * BLOCK_U64, &bytes, stability)?;
         self.pending = Pending::Nothing;
         if let Some(file) = self.files.get_mut(name) {
-            file.wrote(at, &versions, written.stability != UNSTABLE, true);
+            file.wrote(at, &versions, written.stability != UNSTABLE);
             if written.stability == UNSTABLE {
                 file.uncommitted = Some(written.verifier);
             }
@@ -353,7 +361,7 @@ impl Worker {
             }
             Pending::Write { name, at, versions } => {
                 if let Some(file) = self.files.get_mut(&name) {
-                    file.wrote(at, &versions, false, false);
+                    file.wrote(at, &versions, false);
                 }
             }
             Pending::Truncate(name, size) => {
@@ -373,7 +381,7 @@ impl Versions {
         self.maybe.last().copied().unwrap_or(self.stable)
     }
     fn settle(&mut self, version: u64) {
-        *self = Self { stable: version, maybe: Vec::new(), acknowledged: version };
+        *self = Self { stable: version, maybe: Vec::new() };
     }
 }
 
@@ -383,7 +391,7 @@ impl File {
         Self { id, handle, sizes, now: 0, blocks: Vec::new(), uncommitted: None }
     }
 
-    fn wrote(&mut self, at: u64, versions: &[u64], stable: bool, acknowledged: bool) {
+    fn wrote(&mut self, at: u64, versions: &[u64], stable: bool) {
         for (block, version) in (at..).zip(versions) {
             let index = usize::try_from(block).unwrap_or(0);
             if self.blocks.len() <= index {
@@ -394,9 +402,6 @@ impl File {
                 slot.settle(*version);
             } else {
                 slot.maybe.push(*version);
-                if acknowledged {
-                    slot.acknowledged = *version;
-                }
             }
         }
         let end = at + versions.len() as u64;
@@ -423,14 +428,20 @@ impl File {
         self.now = size;
     }
 
-    /// Compares the whole file, and takes what is there as what is stable.
+    /// Compares the whole file, and takes what is there as what is stable: after a crash it is,
+    /// and while the server runs a COMMIT makes it so first.
     fn check(&mut self, client: &mut Client, worker: u64, name: &str) -> Result<u64, Error> {
+        // The same verifier: no unstable write may be lost. Another one: each may be.
+        if let Some(verifier) = self.uncommitted.take()
+            && client.commit(&self.handle)? == verifier
+        {
+            self.all_stable();
+        }
         let bytes = client.size(&self.handle)?;
         let size = bytes / BLOCK_U64;
         if !bytes.is_multiple_of(BLOCK_U64) || !self.sizes.contains(&size) {
             return lost(format!("{name}: size {bytes}, blocks should be {:?}", self.sizes));
         }
-        let mut unstable_lost = size < self.now;
         self.blocks.resize(usize::try_from(size).unwrap_or(0), Versions::default());
         let mut at = 0;
         while at < size {
@@ -450,16 +461,9 @@ impl File {
                         "{name} block {block} of worker {worker}: {slot:?}, but {head:?}..."
                     ));
                 };
-                unstable_lost |= version < slot.acknowledged;
                 slot.settle(version);
             }
             at += count;
-        }
-        if let Some(verifier) = self.uncommitted.take()
-            && unstable_lost
-            && client.commit(&self.handle)? == verifier
-        {
-            return lost(format!("{name}: unstable data was lost under the same verifier"));
         }
         self.sizes = BTreeSet::from([size]);
         self.now = size;
