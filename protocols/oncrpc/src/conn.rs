@@ -596,7 +596,10 @@ impl<S: Service> Connection<S> {
                 let work = Work::Parked(receiver);
                 self.pending.push(PendingCall { work, meta, ticket: None });
             }
-            Admission::Drop => self.release(meta.charge),
+            Admission::Drop => {
+                count(&events.dropped);
+                self.release(meta.charge);
+            }
         }
         None
     }

@@ -52,6 +52,7 @@ pub(crate) struct Events {
     pub(crate) refused_calls: AtomicU64,
     pub(crate) replayed: AtomicU64,
     pub(crate) parked: AtomicU64,
+    pub(crate) dropped: AtomicU64,
     pub(crate) budget_waits: AtomicU64,
 }
 
@@ -119,6 +120,7 @@ impl Metrics {
             refused_calls: get(&e.refused_calls),
             replayed: get(&e.replayed),
             parked: get(&e.parked),
+            dropped: get(&e.dropped),
             budget_waits: get(&e.budget_waits),
         }
     }
@@ -173,6 +175,8 @@ pub struct MetricsSnapshot {
     pub replayed: u64,
     /// Duplicates that waited for the first one's reply.
     pub parked: u64,
+    /// Duplicates that were dropped because too many of that call waited already.
+    pub dropped: u64,
     /// Times that a connection stopped reading because the common budget was spent.
     pub budget_waits: u64,
 }

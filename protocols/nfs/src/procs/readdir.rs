@@ -67,13 +67,16 @@ pub(super) fn encode(
     dir: &Attrs,
     allowed: Allowed,
 ) -> Result<(), Nfsstat> {
+    if allowed.bytes < AROUND_BYTES {
+        return Err(Nfsstat::TOO_SMALL);
+    }
     let out = &mut body.bytes;
     let at = out.len();
     out.put_u32(0);
     put_post_op(out, Some(dir));
     out.put_u64(0);
     // Behind the entries come two words; the status before is not counted.
-    let end = at + 4 + allowed.bytes as usize - (8.min(allowed.bytes as usize));
+    let end = at + 4 + allowed.bytes as usize - 8;
     let mut dircount = allowed.dircount as usize;
     let mut written = 0usize;
     for entry in entries {
