@@ -5,6 +5,8 @@
 //!   └ BadHandle      └ Stale            └ AccessDenied, ReadOnlyFs            └ seal handles
 //! ```
 
+#![expect(clippy::result_large_err, reason = "a failure carries attributes, by the contract")]
+
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;

@@ -220,10 +220,10 @@ impl Front {
         self.rest_stop.send_replace(true);
         self.mhost.stop();
         self.nfs.stop().await;
-        if let RestEndpoint::Unix(path) = &self.rest {
-            if let Err(e) = std::fs::remove_file(path) {
-                tracing::warn!("{}: {e}", path.display());
-            }
+        if let RestEndpoint::Unix(path) = &self.rest
+            && let Err(e) = std::fs::remove_file(path)
+        {
+            tracing::warn!("{}: {e}", path.display());
         }
     }
 

@@ -248,6 +248,11 @@ fn frame(kind: FrameKind, xid: Xid, writer: Writer) -> Result<Encoded, EncodeErr
     Ok(Encoded { head, payload })
 }
 
+/// Whether a peer's messages may hold more than this node knows.
+fn is_newer(minor: u16) -> bool {
+    minor.checked_sub(CF_VERSION_MINOR).is_some_and(|by| by != 0)
+}
+
 /// Encodes a request; `now` is the sender's clock, for the time left.
 ///
 /// # Errors
@@ -289,7 +294,7 @@ pub fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<FrameHeader, DecodeEr
         2 => FrameKind::Reply,
         kind => return Err(DecodeError::Kind { kind }),
     };
-    if raw.reserved.get() != 0 && raw.minor.get() <= CF_VERSION_MINOR {
+    if raw.reserved.get() != 0 && !is_newer(raw.minor.get()) {
         return Err(DecodeError::Reserved);
     }
     let (head_bytes, payload_bytes) = (raw.head_bytes.get(), raw.payload_bytes.get());
@@ -341,7 +346,7 @@ fn decode<T: Wire>(
     let mut reader = Reader::new(head, payload, now);
     let message = T::get(&mut reader)?;
     let rest = reader.finish()?;
-    if rest > 0 && header.minor <= CF_VERSION_MINOR {
+    if rest > 0 && !is_newer(header.minor) {
         return Err(DecodeError::Trailing { bytes: rest });
     }
     Ok(message)
@@ -376,15 +381,15 @@ pub fn decode_reply(
 /// Any bytes as a frame, and as messages with checksums that match: for fuzzing.
 pub fn fuzz_decode(bytes: &[u8]) {
     let now = MonoTime::new(1);
-    if let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() {
-        if let Ok(header) = decode_header(header) {
-            let (head, data) = rest.split_at(rest.len().min(header.head_bytes as usize));
-            let skip = u64::from(header.payload_skip);
-            let data = &data[..data.len().min(header.payload_bytes as usize)];
-            let payload = Payload::copy_from(skip, data);
-            drop(decode_request(&header, head, payload.clone(), now));
-            drop(decode_reply(&header, head, payload, now));
-        }
+    if let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>()
+        && let Ok(header) = decode_header(header)
+    {
+        let (head, data) = rest.split_at(rest.len().min(header.head_bytes as usize));
+        let skip = u64::from(header.payload_skip);
+        let data = &data[..data.len().min(header.payload_bytes as usize)];
+        let payload = Payload::copy_from(skip, data);
+        drop(decode_request(&header, head, payload.clone(), now));
+        drop(decode_reply(&header, head, payload, now));
     }
     drop(CfRequest::get(&mut Reader::new(bytes, Payload::default(), now)));
     drop(CfReply::get(&mut Reader::new(bytes, Payload::default(), now)));

@@ -22,10 +22,10 @@ pub(super) fn labels(metric: &Metric) -> String {
 /// Name of the family that a metric belongs to, and its type.
 fn family(name: &str, histograms: &BTreeMap<&str, ()>) -> (String, &'static str) {
     for suffix in ["_bucket", "_sum", "_count"] {
-        if let Some(base) = name.strip_suffix(suffix) {
-            if histograms.contains_key(base) {
-                return (base.to_owned(), "histogram");
-            }
+        if let Some(base) = name.strip_suffix(suffix)
+            && histograms.contains_key(base)
+        {
+            return (base.to_owned(), "histogram");
         }
     }
     (name.to_owned(), if name.ends_with("_total") { "counter" } else { "gauge" })
