@@ -301,9 +301,10 @@ impl Space {
     fn count_free(&self, group: usize, first: u64, end: u64) -> Result<u64, NoBlock> {
         let mut free = 0;
         for column in &self.geometry.groups[group].data {
+            // The map of a missing column too: the window looks at it to know whole stripes.
+            let run = self.free_run(column.pvbn_base.plus(first), end - first);
+            let run = run.map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
             if column.state != ColumnState::Missing {
-                let run = self.free_run(column.pvbn_base.plus(first), end - first);
-                let run = run.map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
                 free += run.iter().filter(|f| **f).count() as u64;
             }
         }
