@@ -172,6 +172,26 @@ fn rebuild_cut_by_power_resumes_from_its_mark() {
     assert!(resumed > 0, "no seed resumed from a mark: the test proves nothing");
 }
 
+/// What the stripe log said of the spare before the rebuild must not be replayed over it.
+#[test]
+fn power_cut_after_a_rebuild_with_uncommitted_writes_keeps_what_was_rebuilt() {
+    for seed in 150..165 {
+        let mut bench = filled(seed, Shape { disks: 8, spares: 1, ..Shape::dp() });
+        let victim = bench.rng.index(7);
+        bench.disks[victim].die();
+        for _ in 0..3 {
+            bench.write(30).expect("no cut").expect("write");
+        }
+        bench.await_rebuild();
+        bench.sim.power_cut();
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.scrub_is_clean();
+        bench.verify();
+    }
+}
+
 #[test]
 fn bit_rot_is_answered_right_mended_and_gone_for_the_scrub() {
     for (seed, shape) in [(60, Shape::dp()), (61, Shape { raid: RaidKind::Raid4, ..Shape::dp() })] {
