@@ -189,8 +189,29 @@ impl Tree {
     }
 
     /// Whether the block may be made dirty now: all its ancestors are in memory or are holes.
+    ///
+    /// Up to the top, not up to the first one in memory: a node may be in memory while its own
+    /// parent, clean, was driven out.
     pub fn reachable(&self, key: Key) -> Result<(), TreeMiss> {
-        self.ptr(key).map(|_| ())
+        let mut at = key;
+        if at.index >= self.index_end(at.level) {
+            return Ok(());
+        }
+        while at.level < self.height {
+            at = at.parent();
+            match self.bufs.get(&at) {
+                // The ancestors of a dirty block are dirty, so in memory.
+                Some(buf) if buf.dirty => return Ok(()),
+                Some(_) => {}
+                None => {
+                    let ptr = self.ptr(at)?;
+                    if !ptr.is_hole() {
+                        return Err(TreeMiss { key: at, ptr });
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes a block that was read for `ptr`; ignored when the tree has moved on since.
@@ -598,4 +619,81 @@ pub(crate) enum Evicted {
     Busy,
     /// It was removed now.
     Removed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cairn_units::{Crc, Pvbn, Vvbn};
+
+    /// Places everything that is dirty, as a consistency point does.
+    fn place_all(tree: &mut Tree, next: &mut u64) {
+        while let Some(key) = tree.first_dirty() {
+            *next += 1;
+            let ptr =
+                BlockPtr { vvbn: Vvbn::new(*next), pvbn: Pvbn::new(*next), crc: Crc::new(1) };
+            tree.place(key, ptr, CpCount::new(1));
+        }
+    }
+
+    fn evict(tree: &mut Tree, key: Key) {
+        while tree.evict(key, CpCount::new(1)) == Evicted::Busy {}
+    }
+
+    #[test]
+    fn a_node_whose_parent_was_evicted_is_not_reachable() {
+        let mut tree = Tree::empty();
+        let far = 70_000;
+        tree.put(far, Block::zero());
+        let mut next = 0;
+        place_all(&mut tree, &mut next);
+        assert_eq!(tree.height(), 2);
+        evict(&mut tree, Key { level: 2, index: 1 });
+        assert!(tree.is_resident(Key { level: 1, index: far >> 8 }));
+        let miss = tree.reachable(Key::data(far)).expect_err("its grandparent is not in memory");
+        assert_eq!(miss.key, Key { level: 2, index: 1 });
+        assert!(tree.insert_loaded(miss.key, miss.ptr, Block::zero()));
+        assert_eq!(tree.reachable(Key::data(far)), Ok(()));
+    }
+
+    #[test]
+    fn a_cut_gives_each_placed_block_to_one_side() {
+        let mut tree = Tree::empty();
+        let mut next = 0;
+        let all: Vec<u64> = (0..600).chain(65_530..65_800).collect();
+        for index in &all {
+            tree.put(*index, Block::zero());
+        }
+        place_all(&mut tree, &mut next);
+        let placed = next;
+        for first in [300, 256, 65_536, 65_600, 16] {
+            let mut left = Tree::new(tree.height(), tree.roots(), tree.blocks());
+            for key in tree.bufs.keys().filter(|k| k.level > 0) {
+                let ptr = tree.ptr(*key).unwrap();
+                let block = tree.bufs[key].block.clone();
+                left.bufs.insert(
+                    *key,
+                    Buf {
+                        block,
+                        dirty: false,
+                        hot: Cell::new(false),
+                        pinned_cp: CpCount::new(0),
+                        queued: true,
+                    },
+                );
+                assert_eq!(left.ptr(*key), Ok(ptr));
+            }
+            let (mut right, _, _) = left.cut(first);
+            let mut freed = Vec::new();
+            while right.reap(&mut freed).unwrap().0 == Reaped::More {}
+            let kept = all.iter().filter(|i| **i < first);
+            assert!(kept.clone().all(|i| left.ptr(Key::data(*i)).is_ok_and(|p| !p.is_hole())));
+            assert!(all.iter().filter(|i| **i >= first).all(|i| left.ptr(Key::data(*i)) == Ok(BlockPtr::HOLE)));
+            let (mut whole, _, _) = left.cut(0);
+            while whole.reap(&mut freed).unwrap().0 == Reaped::More {}
+            let distinct: BTreeSet<u64> = freed.iter().map(|p| p.pvbn.get()).collect();
+            assert_eq!(distinct.len(), freed.len(), "no block is freed twice (cut at {first})");
+            assert_eq!(distinct.len() as u64, placed, "every block is freed (cut at {first})");
+        }
+    }
 }
