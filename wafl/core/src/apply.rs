@@ -467,7 +467,10 @@ impl VolState {
         inode.gid = make.gid;
         inode.size = make.size;
         inode.device = make.device;
-        inode.verifier = make.verifier;
+        if let Some(verifier) = make.verifier {
+            inode.verifier = verifier;
+            inode.flags |= inode_flags::EXCLUSIVE;
+        }
         inode.object = make.object;
         inode.parent = make.dir;
         inode.links = if make.kind == InodeKind::Directory { 2 } else { 1 };

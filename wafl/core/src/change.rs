@@ -43,7 +43,8 @@ pub(crate) struct MakeChange {
     pub gid: Gid,
     pub size: u64,
     pub device: (u32, u32),
-    pub verifier: [u8; 8],
+    /// Verifier of an exclusive create.
+    pub verifier: Option<[u8; 8]>,
     pub object: ObjectId,
     pub atime: WallTime,
     pub mtime: WallTime,
@@ -112,7 +113,7 @@ impl Change {
                 w.u64(m.size);
                 w.u32(m.device.0);
                 w.u32(m.device.1);
-                w.0.extend_from_slice(&m.verifier);
+                w.opt(m.verifier, |w, v| w.0.extend_from_slice(&v));
                 w.0.extend_from_slice(&m.object.bytes());
                 w.i64(m.atime.get());
                 w.i64(m.mtime.get());
@@ -185,7 +186,7 @@ impl Change {
                 gid: Gid::new(r.u32()?),
                 size: r.u64()?,
                 device: (r.u32()?, r.u32()?),
-                verifier: r.array()?,
+                verifier: r.opt(Reader::array)?,
                 object: ObjectId::new(r.array()?),
                 atime: WallTime::new(r.i64()?),
                 mtime: WallTime::new(r.i64()?),
@@ -337,7 +338,7 @@ mod tests {
                 gid: Gid::new(2),
                 size: 3,
                 device: (4, 5),
-                verifier: [6; 8],
+                verifier: Some([6; 8]),
                 object: ObjectId::new([7; 16]),
                 atime: time,
                 mtime: time,

@@ -15,7 +15,7 @@ use cairn_units::{
     BLOCK_BYTES, BLOCK_BYTES_U64, Cookie, FILE_BYTES_MAX, Generation, InodeNo, WallTime,
 };
 use cairn_wafl_dir::{Found, ListEnd};
-use cairn_wafl_format::InodeKind;
+use cairn_wafl_format::{InodeKind, inode_flags};
 
 use crate::apply::pieces;
 use crate::change::{Change, MakeChange, NewInode, Setting};
@@ -81,13 +81,13 @@ struct New {
     set: SetAttrs,
     default_mode: u32,
     device: (u32, u32),
-    verifier: [u8; 8],
+    verifier: Option<[u8; 8]>,
     target: Vec<u8>,
 }
 
 impl New {
     fn of(kind: InodeKind, set: SetAttrs, default_mode: u32) -> Self {
-        Self { kind, set, default_mode, device: (0, 0), verifier: [0; 8], target: Vec::new() }
+        Self { kind, set, default_mode, device: (0, 0), verifier: None, target: Vec::new() }
     }
 }
 
@@ -449,7 +449,7 @@ impl VolState {
             (None, CreateHow::Exclusive(verifier)) => {
                 let set = SetAttrs { mode: Some(0), ..SetAttrs::default() };
                 let mut new = New::of(InodeKind::Regular, set, 0);
-                new.verifier = verifier.0;
+                new.verifier = Some(verifier.0);
                 self.plan_make(call, dir, name, new)
             }
             (Some(_), CreateHow::Guarded(_)) => Err(Status::Exists.into()),
@@ -470,8 +470,9 @@ impl VolState {
                 change(Change::Set { ino, set, zombie }, Answer::Made { ino, dir, before })
             }
             (Some(ino), CreateHow::Exclusive(verifier)) => {
-                let made_by = self.file(ino).inode.verifier;
-                if made_by != verifier.0 || verifier == Verifier::default() {
+                let inode = &self.file(ino).inode;
+                let exclusive = inode.flags & inode_flags::EXCLUSIVE != 0;
+                if !exclusive || inode.verifier != verifier.0 {
                     return Err(Status::Exists.into());
                 }
                 self.opened(dir, ino)

@@ -22,6 +22,8 @@ pub mod inode_flags {
     pub const INLINE: u32 = 1;
     /// A removed file or cut-off tail whose blocks are still being freed.
     pub const ZOMBIE: u32 = 2;
+    /// `verifier` is that of the exclusive create that made the file.
+    pub const EXCLUSIVE: u32 = 4;
 }
 
 /// An inode on disk.
