@@ -74,6 +74,11 @@ pub enum StorageError {
     Stop(String),
 }
 
+/// How long disks in use are waited for at a start.
+const IN_USE_WAIT: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const IN_USE_STEP: Duration = Duration::from_millis(20);
+
 /// The storage of a node.
 pub struct Storage {
     manager: Arc<StorageManager>,
@@ -114,6 +119,25 @@ fn open_all(opened: Vec<OpenedDisk>) -> Result<Opened, StorageError> {
     match out.disks.is_empty() {
         true => Err(StorageError::NoDisk(out.absent.join("; "))),
         false => Ok(out),
+    }
+}
+
+/// As [`open_all`], but waits a while for disks in use: the kernel still finishes the requests of
+/// a node that was killed a moment ago, and keeps its files open and locked until then.
+async fn open_when_free(
+    world: &World,
+    locations: &[PathBuf],
+    options: DriverOptions,
+) -> Result<Opened, StorageError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match open_all(open_disks(locations, options)?) {
+            Err(StorageError::Disk(OpenDiskError::InUse { .. })) if waited < IN_USE_WAIT => {
+                world.clock.sleep(IN_USE_STEP).await;
+                waited += IN_USE_STEP;
+            }
+            done => return done,
+        }
     }
 }
 
@@ -159,7 +183,7 @@ async fn open_aggregate(
     let mut all = locations(config, added);
     let members = all.len();
     all.extend(config.log_devices.iter().cloned());
-    let Opened { mut disks, absent } = open_all(open_disks(&all, options)?)?;
+    let Opened { mut disks, absent } = open_when_free(world, &all, options).await?;
     let probes = probe(&disks).await;
     let opener = Some(opener(options));
     if probes.iter().any(|(_, p)| matches!(p, Probe::Labelled(_))) {
