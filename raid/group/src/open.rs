@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use cairn_raid_api::{ColumnState, ScrubStatus, WriteError};
 use cairn_raid_disk::{Disk, DiskError};
+use cairn_raid_parity::is_zero;
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{AggregateUuid, DiskUuid, GroupNo};
 
@@ -139,6 +140,15 @@ struct Found {
     refused: Vec<Refused>,
     /// Disks that the configuration counts on and that are not here.
     missing: Vec<DiskUuid>,
+    /// Not every disk holds this configuration, or one holds a torn one.
+    uneven: bool,
+}
+
+/// One configuration copy.
+enum ConfigCopy {
+    Absent,
+    Torn,
+    Whole(Config),
 }
 
 /// Opens. Returns the disks that were refused as well.
@@ -159,12 +169,20 @@ async fn look(disks: &[Arc<dyn Disk>], options: &OpenOptions) -> Result<Found, O
         return Err(OpenError::NoDisks { disks: disks.len() });
     };
     let mut newest: Option<Config> = None;
-    for candidate in candidates.values() {
+    let mut generations: BTreeMap<DiskUuid, u64> = BTreeMap::new();
+    let mut torn: Vec<DiskUuid> = Vec::new();
+    for (uuid, candidate) in &candidates {
         for copy in [0, 1] {
-            let Some(config) = read_config(candidate, copy).await else { continue };
-            let newer = newest.as_ref().is_none_or(|n| config.generation > n.generation);
-            if config.aggregate == aggregate && newer {
-                newest = Some(config);
+            match read_config(candidate, copy).await {
+                ConfigCopy::Whole(config) if config.aggregate == aggregate => {
+                    let best = generations.entry(*uuid).or_default();
+                    *best = config.generation.max(*best);
+                    if newest.as_ref().is_none_or(|n| config.generation > n.generation) {
+                        newest = Some(config);
+                    }
+                }
+                ConfigCopy::Absent => {}
+                ConfigCopy::Whole(_) | ConfigCopy::Torn => torn.push(*uuid),
             }
         }
     }
@@ -203,7 +221,9 @@ async fn look(disks: &[Arc<dyn Disk>], options: &OpenOptions) -> Result<Found, O
     }
     missing.extend(config.spares.iter().chain(&config.log_disks));
     missing.retain(|disk| !members.contains_key(disk));
-    Ok(Found { config, members, refused, missing })
+    let uneven =
+        members.keys().any(|m| generations.get(m) != Some(&config.generation) || torn.contains(m));
+    Ok(Found { config, members, refused, missing, uneven })
 }
 
 /// Sorts the disks into those of the aggregate and those to leave alone.
@@ -257,12 +277,17 @@ async fn own_disks(
     Ok((own, refused))
 }
 
-async fn read_config(candidate: &Candidate, copy: u8) -> Option<Config> {
-    let count = usize::try_from(CONFIG_BLOCKS).ok()?;
-    let bufs = (0..count).map(|_| cairn_sys::BlockMut::dirty()).collect();
-    let bufs = candidate.disk.read(candidate.layout.config_dbn(copy), bufs).await.ok()?;
+async fn read_config(candidate: &Candidate, copy: u8) -> ConfigCopy {
+    let bufs = (0..CONFIG_BLOCKS).map(|_| cairn_sys::BlockMut::dirty()).collect();
+    let Ok(bufs) = candidate.disk.read(candidate.layout.config_dbn(copy), bufs).await else {
+        return ConfigCopy::Torn;
+    };
     let blocks: Vec<Block> = bufs.into_iter().map(cairn_sys::BlockMut::freeze).collect();
-    Config::decode(&blocks)
+    match Config::decode(&blocks) {
+        Some(config) => ConfigCopy::Whole(config),
+        None if blocks.first().is_some_and(|b| is_zero(b)) => ConfigCopy::Absent,
+        None => ConfigCopy::Torn,
+    }
 }
 
 async fn bring_up(
@@ -271,20 +296,28 @@ async fn bring_up(
     options: OpenOptions,
 ) -> Result<Arc<Core>, OpenError> {
     let aggregate = found.config.aggregate;
+    let must_store = found.uneven || !found.missing.is_empty();
     let members: Vec<Arc<Member>> = found.members.values().cloned().collect();
     let roots = read_roots(aggregate, &members).await;
-    let newest = roots.iter().flatten().max_by_key(|r| r.sequence).cloned();
+    let newest = roots.iter().filter_map(|r| r.newest.as_ref()).max_by_key(|r| r.sequence);
+    let newest = newest.cloned();
     let dead_epoch = newest.as_ref().map_or(0, |r| r.dead_epoch);
     let log = scan(aggregate, &members, dead_epoch).await;
-    let view = View::new(found.config.clone(), found.members, None);
+    let mut config = found.config;
+    if found.uneven {
+        // Beyond what a torn copy may hold: a later tear could make it whole.
+        config.generation += 2;
+    }
+    let view = View::new(config, found.members, None);
     let agree = view.group_members().iter().all(|m| {
         let at = members.iter().position(|o| o.uuid == m.uuid);
-        at.is_some_and(|i| roots[i] == newest)
+        at.is_some_and(|i| roots[i].newest == newest && !roots[i].torn)
     });
     let size = members.iter().map(|m| m.layout.stripe_log_blocks).min().unwrap_or(0);
     let root = RootState {
         record: newest.as_ref().map(|r| r.record.clone()),
-        sequence: newest.as_ref().map_or(0, |r| r.sequence),
+        // Beyond what a torn slot may hold: a later tear could make it whole.
+        sequence: newest.as_ref().map_or(0, |r| r.sequence) + if agree { 0 } else { 2 },
         slot: newest.as_ref().map(|r| r.slot),
     };
     let core = Arc::new(Core {
@@ -311,9 +344,10 @@ async fn bring_up(
         member.mark_dirty();
     }
     core.flush_interval().await?;
-    let repair = !log.records.is_empty() || !found.missing.is_empty() || !agree;
-    if repair {
+    if must_store {
         core.drop_missing(&found.missing).await?;
+    }
+    if !log.records.is_empty() || must_store || !agree {
         core.recover(log.records).await?;
         let record = newest.map(|r| r.record);
         core.finish_recovery(record).await?;
@@ -323,26 +357,39 @@ async fn bring_up(
     Ok(core)
 }
 
-/// The newest root slot of each disk.
-async fn read_roots(aggregate: AggregateUuid, members: &[Arc<Member>]) -> Vec<Option<RootSlot>> {
-    let reads: Vec<BoxFuture<Option<RootSlot>>> = members
+/// What the root slots of one disk hold.
+#[derive(Default)]
+struct DiskRoots {
+    newest: Option<RootSlot>,
+    /// A slot holds something that is no root: a torn write.
+    torn: bool,
+}
+
+/// The root slots of each disk.
+async fn read_roots(aggregate: AggregateUuid, members: &[Arc<Member>]) -> Vec<DiskRoots> {
+    let reads: Vec<BoxFuture<DiskRoots>> = members
         .iter()
         .map(|member| {
             let member = member.clone();
             let read: BoxFuture<_> = Box::pin(async move {
-                let mut newest: Option<RootSlot> = None;
+                let mut roots = DiskRoots::default();
                 for slot in [0u8, 1] {
                     let Ok(blocks) = member.read(member.layout.root_dbn(slot), 1).await else {
                         continue;
                     };
-                    let found = blocks.first().and_then(|b| RootSlot::decode(aggregate, slot, b));
-                    if let Some(found) = found
-                        && newest.as_ref().is_none_or(|n| found.sequence > n.sequence)
-                    {
-                        newest = Some(found);
+                    let Some(block) = blocks.first() else { continue };
+                    match RootSlot::decode(aggregate, slot, block) {
+                        Some(found) => {
+                            let newer =
+                                roots.newest.as_ref().is_none_or(|n| found.sequence > n.sequence);
+                            if newer {
+                                roots.newest = Some(found);
+                            }
+                        }
+                        None => roots.torn |= !is_zero(block),
                     }
                 }
-                newest
+                roots
             });
             read
         })
@@ -351,11 +398,8 @@ async fn read_roots(aggregate: AggregateUuid, members: &[Arc<Member>]) -> Vec<Op
 }
 
 impl Core {
-    /// Makes it stable that disks are not here, before anything else is written.
+    /// Makes it stable on all disks that some are not here, before anything else is written.
     async fn drop_missing(&self, missing: &[DiskUuid]) -> Result<(), WriteError> {
-        if missing.is_empty() {
-            return Ok(());
-        }
         let _config = self.config.lock().await;
         let mut config = self.view().config.clone();
         for disk in missing {

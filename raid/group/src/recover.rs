@@ -98,11 +98,10 @@ impl Core {
             whole.push(if diagonal { parity.diagonal.clone() } else { Some(parity.row.clone()) });
         }
         for (i, slot) in group.slots.iter().enumerate() {
-            // The region's map bit may have become durable without its stamps: they are written
-            // now, or they would count as lost once the record is dead.
-            let Some(member) = slot.writable() else { continue };
-            let bit = member.map.any_written(record.stripe / REGION_STRIPES);
-            if bit && has_bit(&record.fresh, slot.column.get()) {
+            // All checksum blocks that may have been under way are written again: a torn one
+            // could be made whole by another tear later, and a map bit may have become durable
+            // without its stamps.
+            if slot.writable().is_some() && stamps.entry(i, record.stripe).is_some() {
                 writes.touch(i, record.stripe);
             }
         }

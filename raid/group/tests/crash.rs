@@ -10,6 +10,8 @@ fn shape(seed: u64) -> Shape {
         0 => Shape { raid: RaidKind::Raid4, disks: 5, ..Shape::dp() },
         1 => Shape { max_width: 200, ..Shape::dp() },
         2 => Shape { disks: 4, ..Shape::dp() },
+        // A spare takes the place of what is lost, and is cut off in its rebuild.
+        3 => Shape { disks: 8, spares: 1, ..Shape::dp() },
         _ => Shape::dp(),
     }
 }
