@@ -240,7 +240,7 @@ def fail(demo, disk):
 
 def add_disks(demo, count):
     """New files of the same size, attached as spares."""
-    size = os.path.getsize(os.path.join(demo.dir, "disk-00.img"))
+    size = max(os.path.getsize(path) for path in disk_files(demo))
     paths = []
     for at in range(count):
         path = os.path.join(os.path.dirname(demo.dir), "added-%d-%d.img" % (time.time_ns(), at))
@@ -292,6 +292,7 @@ def disks(options):
     time.sleep(0.3)
     demo.kill()
     demo.start()
+    say("killed while it rebuilds: " + witness.verify(demo))
     witness.load(demo, 1.0)
     demo.until_whole()
     say("rebuilt across a kill; " + witness.verify(demo))
@@ -548,7 +549,7 @@ def refuse_places(options):
 
     full = os.path.join(options.work, "full")
     os.mkdir(full)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", full], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", full], check=False)
     claim(mounted.returncode == 0, "a small file system could not be mounted")
     try:
         small = Demo(options, "full/demo", disks=6, disk_size="64MiB")
