@@ -310,7 +310,6 @@ impl Run<'_> {
         if dirty <= 2 * FREEZE_BLOCKS {
             return Ok(());
         }
-        space.expected += dirty;
         // Twice the blocks there were: enough when clients keep writing, and an end.
         let bites = 2 * dirty / BITE_BLOCKS as u64;
         let mut from = InodeNo::new(0);
@@ -319,8 +318,11 @@ impl Run<'_> {
             self.space_ready(space, BITE_BLOCKS as u64).await?;
             let placed = {
                 let mut st = volume.lock();
+                // Clients go on writing: what there is now decides how deep the next tetris is.
+                space.expected = st.dirtied.blocks;
                 self.bite(&mut st, space, pool, &mut from)
             };
+            self.inner.drained.notify_waiters();
             self.flow(space).await?;
             if placed == 0 {
                 break;
@@ -420,6 +422,7 @@ impl Run<'_> {
                 })
             };
             if let Some((freed, record)) = cut {
+                self.inner.drained.notify_waiters();
                 self.flow(space).await?;
                 return Ok(Some(Frozen { volume: volume.clone(), vvbns: pool, freed, record }));
             }

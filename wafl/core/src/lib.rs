@@ -61,7 +61,7 @@ impl StorageManager {
     /// The last point failed; what was acknowledged as stable is in the log.
     pub async fn shutdown(&self) -> Result<(), ManageError> {
         let done = self.inner.cp_now().await;
-        self.inner.stop("shut down".to_owned());
+        self.inner.close("shut down".to_owned());
         done.map_err(|_| ManageError::Stopped(self.inner.stop_reason()))
     }
 
@@ -74,7 +74,7 @@ impl StorageManager {
 impl Drop for StorageManager {
     fn drop(&mut self) {
         if !self.inner.stopped.load(Ordering::Acquire) {
-            self.inner.stop("dropped".to_owned());
+            self.inner.close("dropped".to_owned());
         }
     }
 }

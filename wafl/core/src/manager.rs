@@ -136,6 +136,8 @@ pub(crate) struct Inner {
     loading: Mutex<Loading>,
     loaded: Notify,
     pub reap: Notify,
+    /// Dirty blocks were placed: who waits because too many were dirty may look again.
+    pub drained: Notify,
     pub faults: Mutex<Vec<String>>,
 }
 
@@ -179,6 +181,7 @@ impl Inner {
             loading: Mutex::new(BTreeSet::new()),
             loaded: Notify::new(),
             reap: Notify::new(),
+            drained: Notify::new(),
             faults: Mutex::new(Vec::new()),
         }
     }
@@ -347,6 +350,27 @@ impl Inner {
 
     // ---- consistency points ----
 
+    /// Asks for a consistency point unless one is under way.
+    pub fn cp_hint(&self) {
+        if self.cp_started.load(Ordering::Acquire) == *self.committed_cp.borrow() {
+            self.cp_wanted.notify_one();
+        }
+    }
+
+    /// Waits until fewer blocks are dirty than a client may have.
+    pub async fn wait_drained(&self) {
+        loop {
+            let mut drained = std::pin::pin!(self.drained.notified());
+            drained.as_mut().enable();
+            let full = self.dirty.load(Ordering::Acquire) > self.dirty_max();
+            if !full || self.stopped.load(Ordering::Acquire) {
+                return;
+            }
+            self.cp_hint();
+            drained.await;
+        }
+    }
+
     /// Asks for a consistency point and waits until one that starts from now on is committed.
     pub async fn cp_now(&self) -> Result<(), LogError> {
         let target = self.cp_started.load(Ordering::Acquire) + 1;
@@ -382,6 +406,7 @@ impl Inner {
         self.counters.cp_data_blocks.fetch_add(data, Ordering::Relaxed);
         self.counters.cp_meta_blocks.fetch_add(meta, Ordering::Relaxed);
         self.committed_cp.send_replace(engine.cp.get());
+        self.drained.notify_waiters();
     }
 
     pub async fn run_cp(&self) -> Result<(), CpError> {
@@ -404,6 +429,11 @@ impl Inner {
     /// Serves no more: the log or a consistency point failed.
     pub fn stop(&self, reason: String) {
         self.fault(format!("the storage layer stops: {reason}"));
+        self.close(reason);
+    }
+
+    /// Serves no more, whatever the reason.
+    pub fn close(&self, reason: String) {
         self.stop_reason.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(reason);
         self.stopped.store(true, Ordering::Release);
         self.log.stop();
@@ -413,6 +443,7 @@ impl Inner {
         self.cp_wanted.notify_one();
         self.reap.notify_one();
         self.loaded.notify_waiters();
+        self.drained.notify_waiters();
     }
 
     pub fn stop_reason(&self) -> String {

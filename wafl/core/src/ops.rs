@@ -168,6 +168,11 @@ impl Inner {
                     if space_tries > SPACE_TRIES_MAX {
                         return Err(self.failure(&op, Status::NoSpace.into()));
                     }
+                    if !no_space {
+                        self.wait_drained().await;
+                        attempt = self.attempt(&volume, &ctx, &op, &mut reservation);
+                        continue;
+                    }
                     self.reap.notify_one();
                     if self.cp_now().await.is_err() {
                         return Err(Status::ServerFault.into());
@@ -250,6 +255,9 @@ impl Inner {
         self.take_delta(&mut st);
         let zombies = st.has_zombies();
         drop(st);
+        if self.dirty.load(Ordering::Acquire) > self.dirty_max() / 2 {
+            self.cp_hint();
+        }
         if zombies {
             self.reap.notify_one();
         }
@@ -299,7 +307,7 @@ impl Inner {
                 Ok(())
             }
             Ok(None) => Err(Attempt::LogRoom(blocks)),
-            Err(ReserveError::TooLarge { .. }) => Err(Attempt::Space { no_space: false }),
+            Err(ReserveError::TooLarge { .. }) => Err(Attempt::Space { no_space: true }),
             Err(ReserveError::Failed(_)) => Err(Attempt::Done(Err(Status::ServerFault.into()))),
         }
     }

@@ -624,6 +624,8 @@ impl VolState {
         (from_dir, from_name): (ObjectRef, &Name),
         (to_dir, to_name): (ObjectRef, &Name),
     ) -> Plan {
+        self.object(from_dir)?;
+        self.object(to_dir)?;
         let (from, to) = (self.directory(from_dir)?, self.directory(to_dir)?);
         if from_name.is_dot_or_dotdot() || to_name.is_dot_or_dotdot() {
             return Err(Status::Invalid.into());
@@ -679,11 +681,11 @@ impl VolState {
         dir: ObjectRef,
         name: &Name,
     ) -> Plan {
+        let ino = self.object(obj)?;
         self.directory(dir)?;
         if name.is_dot_or_dotdot() {
             return Err(Status::Exists.into());
         }
-        let ino = self.object(obj)?;
         if self.file(ino).is_dir() {
             return Err(Status::NotOwner.into());
         }
