@@ -117,8 +117,11 @@ impl VolState {
         for (index, from, to) in pieces(offset, u64::from(bytes)) {
             let key = Key::data(index);
             let whole = from == 0 && to == BLOCK_BYTES;
-            let found =
-                if whole { tree.reachable(key) } else { tree.reachable(key).and_then(|()| tree.get(key).map(|_| ())) };
+            let found = if whole {
+                tree.reachable(key)
+            } else {
+                tree.reachable(key).and_then(|()| tree.get(key).map(|_| ()))
+            };
             if let Err(at) = found {
                 let at = Miss { file: FileId::Inode(ino), key: at.key, ptr: at.ptr };
                 if misses.last() != Some(&at) {

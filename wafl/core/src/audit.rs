@@ -363,4 +363,3 @@ impl DirRead for View<'_> {
         Ok(self.blocks.get(&(0, at.get())).cloned().unwrap_or_else(Block::zero))
     }
 }
-

@@ -55,15 +55,45 @@ pub(crate) struct MakeChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// `bytes` bytes of the payload to `offset`; `mode` is what the mode becomes.
-    Write { ino: InodeNo, offset: u64, bytes: u32, mode: u32 },
-    Set { ino: InodeNo, set: Setting, zombie: Option<NewInode> },
+    Write {
+        ino: InodeNo,
+        offset: u64,
+        bytes: u32,
+        mode: u32,
+    },
+    Set {
+        ino: InodeNo,
+        set: Setting,
+        zombie: Option<NewInode>,
+    },
     Make(Box<MakeChange>),
-    Remove { dir: InodeNo, name: Name },
-    Rename { from_dir: InodeNo, from_name: Name, to_dir: InodeNo, to_name: Name },
-    Link { ino: InodeNo, dir: InodeNo, name: Name },
-    Punch { ino: InodeNo, offset: u64, end: u64, mode: u32 },
+    Remove {
+        dir: InodeNo,
+        name: Name,
+    },
+    Rename {
+        from_dir: InodeNo,
+        from_name: Name,
+        to_dir: InodeNo,
+        to_name: Name,
+    },
+    Link {
+        ino: InodeNo,
+        dir: InodeNo,
+        name: Name,
+    },
+    Punch {
+        ino: InodeNo,
+        offset: u64,
+        end: u64,
+        mode: u32,
+    },
     /// Extended attributes as a whole: the serialized set is the payload (`bytes` long).
-    Xattrs { ino: InodeNo, bytes: u32, new: Option<NewInode> },
+    Xattrs {
+        ino: InodeNo,
+        bytes: u32,
+        new: Option<NewInode>,
+    },
 }
 
 impl Change {

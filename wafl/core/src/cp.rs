@@ -373,7 +373,9 @@ impl Run<'_> {
         file: FileId,
         key: Key,
     ) {
-        let Some(vvbn) = pool.ready.pop_front() else { panic!("VVBNs are prepared before placing") };
+        let Some(vvbn) = pool.ready.pop_front() else {
+            panic!("VVBNs are prepared before placing")
+        };
         let Ok(pvbn) = space.take() else { panic!("space is prepared before placing") };
         let Some(tree) = st.tree_mut(file) else { panic!("{file:?} is dirty, so in core") };
         let (block, old) = tree.dirty_block(key);
@@ -607,7 +609,9 @@ impl Run<'_> {
             }
             for (key, old) in todo {
                 self.vvbns_ready(volume, vvbns, 1).await?;
-                let Some(vvbn) = vvbns.ready.pop_front() else { return Err(CpError::VolumeFull(volume.fsid)) };
+                let Some(vvbn) = vvbns.ready.pop_front() else {
+                    return Err(CpError::VolumeFull(volume.fsid));
+                };
                 let pvbn = self.take(space).await?;
                 set_container(&mut volume.lock(), vvbn, pvbn);
                 let crc = cairn_units::Crc::new(0);

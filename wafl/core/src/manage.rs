@@ -38,10 +38,7 @@ fn vvbn_end_for(size: u64) -> u64 {
 }
 
 impl Inner {
-    pub(crate) async fn manage(
-        self: Arc<Self>,
-        request: Manage,
-    ) -> Result<Managed, ManageError> {
+    pub(crate) async fn manage(self: Arc<Self>, request: Manage) -> Result<Managed, ManageError> {
         if self.stopped.load(Ordering::Acquire) {
             return Err(ManageError::Stopped(self.stop_reason()));
         }
@@ -50,9 +47,7 @@ impl Inner {
                 self.volume_create(fsid, name, size_bytes).await
             }
             Manage::VolumeDelete { fsid } => self.volume_delete(fsid).await,
-            Manage::VolumeResize { fsid, size_bytes } => {
-                self.volume_resize(fsid, size_bytes).await
-            }
+            Manage::VolumeResize { fsid, size_bytes } => self.volume_resize(fsid, size_bytes).await,
             Manage::VolumeRename { fsid, name } => self.volume_rename(fsid, name).await,
             Manage::VolumeList => Ok(Managed::Volumes(self.volume_list())),
             Manage::VolumeRoot { fsid } => self.volume_root(fsid).await,
@@ -185,8 +180,7 @@ impl Inner {
     async fn volume_delete(&self, fsid: Fsid) -> Result<Managed, ManageError> {
         {
             let mut engine = self.engine.lock().await;
-            let removed =
-                self.volumes.write().unwrap_or_else(|e| e.into_inner()).remove(&fsid);
+            let removed = self.volumes.write().unwrap_or_else(|e| e.into_inner()).remove(&fsid);
             let Some(volume) = removed else { return Ok(Managed::Done) };
             volume.gone.store(true, Ordering::Release);
             let dirty = {

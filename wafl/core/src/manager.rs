@@ -516,7 +516,10 @@ impl Drop for LoadGuard<'_> {
 }
 
 /// Runs two futures until the first of them ends.
-pub(crate) async fn first_of(mut a: BoxFuture<()>, mut b: Pin<Box<dyn Future<Output = ()> + Send + '_>>) {
+pub(crate) async fn first_of(
+    mut a: BoxFuture<()>,
+    mut b: Pin<Box<dyn Future<Output = ()> + Send + '_>>,
+) {
     poll_fn(move |cx| {
         if a.as_mut().poll(cx).is_ready() || b.as_mut().poll(cx).is_ready() {
             Poll::Ready(())
@@ -578,7 +581,9 @@ pub(crate) async fn reap_task(inner: Arc<Inner>) {
             }
             match reap_some(&inner, &volume).await {
                 Ok(more) => worked |= more,
-                Err(_) => inner.fault(format!("volume {}: a removed file cannot be freed", volume.fsid)),
+                Err(_) => {
+                    inner.fault(format!("volume {}: a removed file cannot be freed", volume.fsid))
+                }
             }
         }
         if !worked {
@@ -588,7 +593,8 @@ pub(crate) async fn reap_task(inner: Arc<Inner>) {
             return;
         }
         // Freed blocks count as dirty metadata: let a point run when there is much of it.
-        if inner.dirty.load(Ordering::Acquire) > inner.dirty_max() && inner.cp_now().await.is_err() {
+        if inner.dirty.load(Ordering::Acquire) > inner.dirty_max() && inner.cp_now().await.is_err()
+        {
             return;
         }
     }

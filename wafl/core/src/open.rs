@@ -19,13 +19,13 @@ use cairn_wafl_nvlog::{
     LogPosition, Nvlog, NvlogOptions, RecoverError, RecoveredRecord, SwitchError, recover,
 };
 
+use crate::StorageManager;
 use crate::change::Change;
 use crate::cp::{CpError, Engine};
 use crate::manager::{Inner, LoadError, Parts, StorageConfig, Volume, cp_task, reap_task};
 use crate::space::{Space, SpaceFile};
 use crate::tree::{Key, TreeMiss};
 use crate::volume::{Stop, VolState};
-use crate::StorageManager;
 
 /// Replayed dirty blocks after which a consistency point runs in the middle of the replay.
 const REPLAY_CHECK_RECORDS: u64 = 64;
@@ -242,8 +242,7 @@ impl Inner {
             if lsn <= volume.lock().lsn {
                 continue;
             }
-            let failed =
-                |what: String| OpenError::Replay { lsn, fsid: record.fsid, what };
+            let failed = |what: String| OpenError::Replay { lsn, fsid: record.fsid, what };
             let Some((change, time)) = Change::decode(record.kind.get(), &record.body) else {
                 return Err(failed("its body cannot be read".to_owned()));
             };
@@ -284,10 +283,7 @@ fn payload_of(change: &Change, blocks: Vec<cairn_sys::Block>) -> Option<Payload>
         _ => return blocks.is_empty().then(Payload::default),
     };
     let skip = u32::try_from(offset % BLOCK_BYTES_U64).ok()?;
-    let need = if bytes == 0 {
-        0
-    } else {
-        (u64::from(skip) + u64::from(bytes)).div_ceil(BLOCK_BYTES_U64)
-    };
+    let need =
+        if bytes == 0 { 0 } else { (u64::from(skip) + u64::from(bytes)).div_ceil(BLOCK_BYTES_U64) };
     (blocks.len() as u64 == need).then(|| Payload::new(skip, bytes, blocks))
 }

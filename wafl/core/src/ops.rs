@@ -35,14 +35,20 @@ const PUNCH_BYTES_MAX: u64 = 64 << 20;
 enum Attempt {
     Done(OpResult<ObjectRef>),
     /// Applied; the answer is due when this record is stable and this point committed.
-    Wait { lsn: Option<Lsn>, cp: CpCount, reply: Reply<ObjectRef> },
+    Wait {
+        lsn: Option<Lsn>,
+        cp: CpCount,
+        reply: Reply<ObjectRef>,
+    },
     /// Applied; the answer is due after a point that starts now.
     WaitPoint(Reply<ObjectRef>),
     Stop(Stop),
     /// Wait for room in the log.
     LogRoom(Blocks),
     /// Wait for a consistency point: too little space, or too much is dirty.
-    Space { no_space: bool },
+    Space {
+        no_space: bool,
+    },
 }
 
 impl From<Stop> for Attempt {
@@ -243,9 +249,7 @@ impl Inner {
         }
         let attempt = match st.plan(&call, op) {
             Ok(Planned::Answer(reply)) => Attempt::Done(Ok(*reply)),
-            Ok(Planned::Commit { ino, before }) => {
-                self.commit(&mut st, ino, before, reservation)
-            }
+            Ok(Planned::Commit { ino, before }) => self.commit(&mut st, ino, before, reservation),
             Ok(Planned::Apply { change, payload, answer }) => {
                 self.apply(&mut st, &call, (change, payload, answer), reservation)
             }
@@ -296,7 +300,11 @@ impl Inner {
     }
 
     /// Makes sure that `blocks` blocks of log are set aside.
-    fn log_room(&self, reservation: &mut Option<Reservation>, blocks: Blocks) -> Result<(), Attempt> {
+    fn log_room(
+        &self,
+        reservation: &mut Option<Reservation>,
+        blocks: Blocks,
+    ) -> Result<(), Attempt> {
         if reservation.as_ref().is_some_and(|r| r.blocks() >= blocks) {
             return Ok(());
         }
@@ -327,8 +335,7 @@ impl Inner {
         if let Some(wait) = self.lacks_space(st, &change) {
             return wait;
         }
-        let unstable =
-            matches!(answer, Answer::Written { stability: Stability::Unstable, .. });
+        let unstable = matches!(answer, Answer::Written { stability: Stability::Unstable, .. });
         let body = change.encode(call.now);
         // What no record or no half of the log could ever hold becomes stable with a
         // consistency point.

@@ -6,9 +6,9 @@
 //! reference model in the tests.
 
 use cairn_op::{
-    AccessMask, Attrs, Before, CreateHow, Entry, FsStat, LinkTarget, ListLimits, Name,
-    NodeKind, ObjectRef, Op, OpCtx, ReadOnly, Reply, SetAttrs, SetTime, Stability, Status,
-    Verifier, WithFiles, XattrHow,
+    AccessMask, Attrs, Before, CreateHow, Entry, FsStat, LinkTarget, ListLimits, Name, NodeKind,
+    ObjectRef, Op, OpCtx, ReadOnly, Reply, SetAttrs, SetTime, Stability, Status, Verifier,
+    WithFiles, XattrHow,
 };
 use cairn_sys::{Block, Payload};
 use cairn_units::{
@@ -275,11 +275,7 @@ impl VolState {
             return Err(Stop::Miss(misses));
         }
         let skip = u32::try_from(offset % BLOCK_BYTES_U64).unwrap_or_default();
-        let data = if count == 0 {
-            Payload::default()
-        } else {
-            Payload::new(skip, count, blocks)
-        };
+        let data = if count == 0 { Payload::default() } else { Payload::new(skip, count, blocks) };
         self.note_read(ino, call.now);
         answer(Reply::Read { data, eof: u64::from(count) == left, attrs: self.attrs(ino) })
     }
@@ -674,13 +670,7 @@ impl VolState {
         change(rename, Answer::Renamed { from, to, from_before, to_before })
     }
 
-    fn plan_link(
-        &mut self,
-        call: &Call<'_>,
-        obj: ObjectRef,
-        dir: ObjectRef,
-        name: &Name,
-    ) -> Plan {
+    fn plan_link(&mut self, call: &Call<'_>, obj: ObjectRef, dir: ObjectRef, name: &Name) -> Plan {
         let ino = self.object(obj)?;
         self.directory(dir)?;
         if name.is_dot_or_dotdot() {
@@ -831,7 +821,8 @@ impl VolState {
         let file = self.file(store);
         let mut bytes = Vec::new();
         for (index, from, to) in pieces(0, file.inode.size) {
-            let block = file.tree.get(Key::data(index)).map_err(|m| miss(FileId::Inode(store), m))?;
+            let block =
+                file.tree.get(Key::data(index)).map_err(|m| miss(FileId::Inode(store), m))?;
             bytes.extend_from_slice(&block.unwrap_or_else(Block::zero)[from..to]);
         }
         xattr::decode(&bytes).ok_or_else(|| {
@@ -889,13 +880,9 @@ impl VolState {
     pub fn answer(&self, answer: Answer, verifier: Verifier) -> Reply<ObjectRef> {
         match answer {
             Answer::Changed { ino, before } => Reply::Changed { before, after: self.attrs(ino) },
-            Answer::Written { ino, before, count, stability } => Reply::Written {
-                count,
-                stability,
-                verifier,
-                before,
-                after: self.attrs(ino),
-            },
+            Answer::Written { ino, before, count, stability } => {
+                Reply::Written { count, stability, verifier, before, after: self.attrs(ino) }
+            }
             Answer::Made { ino, dir, before } => Reply::Made {
                 obj: self.obj(ino),
                 attrs: self.attrs(ino),
@@ -948,4 +935,3 @@ impl Room {
         fits
     }
 }
-

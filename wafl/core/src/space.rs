@@ -257,7 +257,8 @@ impl Space {
     pub fn prepare(&mut self, blocks: u64) -> Result<(), NoBlock> {
         let mut skipped = BTreeSet::new();
         loop {
-            let ready: u64 = self.window.len() as u64 + self.areas.iter().map(|a| a.left).sum::<u64>();
+            let ready: u64 =
+                self.window.len() as u64 + self.areas.iter().map(|a| a.left).sum::<u64>();
             if ready >= blocks {
                 return Ok(());
             }
@@ -329,9 +330,8 @@ impl Space {
             let columns = self.geometry.groups[group].data.len().max(1) as u64;
             let depth = self.expected.div_ceil(columns).clamp(1, TETRIS_STRIPES_MAX);
             let end = end.min(first + depth);
-            let (window, stripes) = self
-                .window_of(group, first, end)
-                .map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
+            let (window, stripes) =
+                self.window_of(group, first, end).map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
             if let Some(area) = self.areas.front_mut() {
                 area.next_stripe = end;
                 area.left -= (window.len() as u64).min(area.left);

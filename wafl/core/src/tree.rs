@@ -115,13 +115,7 @@ const fn span_mask(level: u8) -> u64 {
 impl Tree {
     pub fn new(height: u8, roots: [BlockPtr; DIRECT_POINTERS], blocks: u64) -> Self {
         assert!(height <= HEIGHT_MAX, "tree of height {height}");
-        Self {
-            height,
-            roots,
-            bufs: BTreeMap::new(),
-            dirty: BTreeSet::new(),
-            blocks,
-        }
+        Self { height, roots, bufs: BTreeMap::new(), dirty: BTreeSet::new(), blocks }
     }
 
     pub fn empty() -> Self {
@@ -242,7 +236,13 @@ impl Tree {
     }
 
     fn add_dirty(&mut self, key: Key, block: Block, dirtied: &mut Dirtied) {
-        let buf = Buf { block, dirty: true, hot: Cell::new(true), pinned_cp: CpCount::new(0), queued: false };
+        let buf = Buf {
+            block,
+            dirty: true,
+            hot: Cell::new(true),
+            pinned_cp: CpCount::new(0),
+            queued: false,
+        };
         assert!(self.bufs.insert(key, buf).is_none(), "{key:?} is already in memory");
         assert!(self.dirty.insert(key), "{key:?} is already dirty");
         self.blocks += 1;
@@ -455,7 +455,8 @@ impl Tree {
             assert!(self.ptr(key).is_ok_and(|p| p.is_hole()), "{key:?} lies on the cut");
             return;
         }
-        let child = Key { level: level - 1, index: first >> (POINTERS_SHIFT * u32::from(level - 1)) };
+        let child =
+            Key { level: level - 1, index: first >> (POINTERS_SHIFT * u32::from(level - 1)) };
         let child_straddles = first & span_mask(level - 1) != 0;
         let from = child.slot() + usize::from(child_straddles);
         self.dirty_ancestors(key, dirtied);
@@ -509,7 +510,10 @@ impl Tree {
 
     /// Frees the last part of a tree that nobody reads any more: one bottom node and its data
     /// blocks, into `freed`.
-    pub fn reap(&mut self, freed: &mut Vec<BlockPtr>) -> Result<(Reaped, Dirtied, Dropped), TreeMiss> {
+    pub fn reap(
+        &mut self,
+        freed: &mut Vec<BlockPtr>,
+    ) -> Result<(Reaped, Dirtied, Dropped), TreeMiss> {
         let (mut dirtied, mut dropped) = (Dirtied::default(), Dropped::default());
         let top = (0..DIRECT_POINTERS).rev().map(|i| Key { level: self.height, index: i as u64 });
         let mut found = None;
@@ -607,7 +611,6 @@ impl Tree {
             }
         }
     }
-
 }
 
 /// Answer of [`Tree::evict`].
@@ -630,8 +633,7 @@ mod tests {
     fn place_all(tree: &mut Tree, next: &mut u64) {
         while let Some(key) = tree.first_dirty() {
             *next += 1;
-            let ptr =
-                BlockPtr { vvbn: Vvbn::new(*next), pvbn: Pvbn::new(*next), crc: Crc::new(1) };
+            let ptr = BlockPtr { vvbn: Vvbn::new(*next), pvbn: Pvbn::new(*next), crc: Crc::new(1) };
             tree.place(key, ptr, CpCount::new(1));
         }
     }
@@ -686,7 +688,11 @@ mod tests {
             while right.reap(&mut freed).unwrap().0 == Reaped::More {}
             let kept = all.iter().filter(|i| **i < first);
             assert!(kept.clone().all(|i| left.ptr(Key::data(*i)).is_ok_and(|p| !p.is_hole())));
-            assert!(all.iter().filter(|i| **i >= first).all(|i| left.ptr(Key::data(*i)) == Ok(BlockPtr::HOLE)));
+            assert!(
+                all.iter()
+                    .filter(|i| **i >= first)
+                    .all(|i| left.ptr(Key::data(*i)) == Ok(BlockPtr::HOLE))
+            );
             let (mut whole, _, _) = left.cut(0);
             while whole.reap(&mut freed).unwrap().0 == Reaped::More {}
             let distinct: BTreeSet<u64> = freed.iter().map(|p| p.pvbn.get()).collect();

@@ -25,7 +25,7 @@ fn ctx() -> OpCtx {
 }
 
 fn name(text: &str) -> Name {
-    Name::new(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    Name::new(Bytes::copy_from_slice(text.as_bytes())).expect("a good name")
 }
 
 fn call(rig: &Rig, op: Op<ObjectRef>) -> OpResult<ObjectRef> {
@@ -57,7 +57,8 @@ fn create(rig: &Rig, dir: ObjectRef, text: &str) -> Result<ObjectRef, Status> {
 }
 
 fn bytes_at(seed: u64, offset: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| ((offset + i).wrapping_mul(31).wrapping_add(seed) >> 3) as u8).collect()
+    let byte = |i: u64| ((offset + i).wrapping_mul(31).wrapping_add(seed) >> 3).to_le_bytes()[0];
+    (0..len as u64).map(byte).collect()
 }
 
 fn write(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) -> Result<(), Status> {
@@ -69,7 +70,7 @@ fn write(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) -> Resul
 }
 
 fn check_read(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) {
-    let count = u32::try_from(len).unwrap();
+    let count = u32::try_from(len).expect("a short read");
     match call(rig, Op::Read { obj, offset, count }) {
         Ok(Reply::Read { data, .. }) => {
             assert!(data.to_vec() == bytes_at(seed, offset, len), "bytes at {offset}");
@@ -161,8 +162,7 @@ fn a_full_aggregate_stays_consistent_and_deleting_works() {
     let rig = Rig::small(3);
     let root = volume(&rig, 1, 1 << 40);
     let mut made = 0u64;
-    loop {
-        let Ok(obj) = create(&rig, root, &format!("f{made}")) else { break };
+    while let Ok(obj) = create(&rig, root, &format!("f{made}")) {
         made += 1;
         let mut at = 0;
         let end = loop {

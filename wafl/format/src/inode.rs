@@ -224,8 +224,8 @@ impl Inode {
     /// [`FormatError`] for another version or impossible fields.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         const S: &str = "inode";
-        let raw = RawInode::ref_from_bytes(bytes)
-            .map_err(|_| FormatError::NotThis { structure: S })?;
+        let raw =
+            RawInode::ref_from_bytes(bytes).map_err(|_| FormatError::NotThis { structure: S })?;
         if raw.version.get() == 0 && bytes.iter().all(|b| *b == 0) {
             return Ok(Self::free(InodeNo::new(0), Generation::new(0)));
         }

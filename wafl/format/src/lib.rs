@@ -17,7 +17,8 @@ pub use inode::{
     inode_flags,
 };
 pub use root::{
-    AggregateRoot, LOG_POSITION_BYTES, RawAggregateRoot, RawVolume, VOLUME_NAME_BYTES_MAX, VolumeRecord,
+    AggregateRoot, LOG_POSITION_BYTES, RawAggregateRoot, RawVolume, VOLUME_NAME_BYTES_MAX,
+    VolumeRecord,
 };
 
 /// Version of all structures of this crate.
@@ -92,8 +93,7 @@ pub struct BlockPtr {
 
 impl BlockPtr {
     /// No block: reads as zeros.
-    pub const HOLE: Self =
-        Self { vvbn: Vvbn::new(0), pvbn: Pvbn::new(0), crc: Crc::new(0) };
+    pub const HOLE: Self = Self { vvbn: Vvbn::new(0), pvbn: Pvbn::new(0), crc: Crc::new(0) };
 
     /// Whether there is no block. PVBN 0 is never given out.
     #[inline]

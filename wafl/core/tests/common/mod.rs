@@ -5,11 +5,11 @@
 use std::sync::Arc;
 
 use cairn_cf::DModule;
+use cairn_raid_api::Aggregate;
 use cairn_raid_disk::Disk;
 use cairn_raid_group::{CreateOptions, OpenOptions, RaidAggregate, RaidKind};
 use cairn_sim::{SimDisk, SimDiskConfig, SimWorld};
 use cairn_units::Blocks;
-use cairn_raid_api::Aggregate;
 use cairn_wafl_core::{StorageConfig, StorageManager, audit};
 
 pub struct Rig {
@@ -54,12 +54,8 @@ impl Rig {
     /// Opens the storage manager on the open aggregate.
     pub fn mount(&mut self) {
         let aggr = self.aggr.clone().expect("open");
-        let opened = StorageManager::open(
-            self.sim.world(),
-            aggr.clone(),
-            Some(aggr),
-            self.config.clone(),
-        );
+        let opened =
+            StorageManager::open(self.sim.world(), aggr.clone(), Some(aggr), self.config.clone());
         self.node = Some(Arc::new(self.sim.block_on(opened).expect("the volumes open")));
     }
 
@@ -70,12 +66,8 @@ impl Rig {
         let Some(aggr) = self.sim.block_on_or_cut(opened) else { return false };
         let aggr = aggr.expect("the aggregate opens");
         self.aggr = Some(aggr.clone());
-        let opened = StorageManager::open(
-            self.sim.world(),
-            aggr.clone(),
-            Some(aggr),
-            self.config.clone(),
-        );
+        let opened =
+            StorageManager::open(self.sim.world(), aggr.clone(), Some(aggr), self.config.clone());
         let Some(node) = self.sim.block_on_or_cut(opened) else { return false };
         self.node = Some(Arc::new(node.expect("the volumes open")));
         true
