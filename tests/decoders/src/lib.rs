@@ -12,7 +12,7 @@ use cairn_raid_disk::Disk;
 use cairn_sim::{SimDiskConfig, SimWorld};
 use cairn_sys::BlockMut;
 use cairn_units::{BLOCK_BYTES, Blocks, Dbn};
-use cairn_wafl_format::{AggregateRoot, Inode, VolumeRecord, pointer_at};
+use cairn_wafl_format::{AggregateRoot, Inode, VolumeRecord, pointer_at, set_pointer_at};
 
 /// Name and function of each decoder.
 pub const TARGETS: [(&str, fn(&[u8])); 9] = [
@@ -56,8 +56,9 @@ fn block(bytes: &[u8]) -> [u8; BLOCK_BYTES] {
 fn volume_record(bytes: &[u8]) {
     let block = block(bytes);
     for slot in 0..cairn_wafl_format::POINTERS_PER_BLOCK {
-        let ptr = pointer_at(&block, slot);
-        assert_eq!(ptr.is_hole(), ptr.vvbn.get() == 0);
+        let mut again = [0; BLOCK_BYTES];
+        set_pointer_at(&mut again, slot, pointer_at(&block, slot));
+        assert_eq!(pointer_at(&again, slot), pointer_at(&block, slot), "a pointer is kept");
     }
     if let Ok(record) = VolumeRecord::decode(&block) {
         let again = VolumeRecord::decode(&record.encode());

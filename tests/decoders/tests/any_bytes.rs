@@ -59,7 +59,10 @@ fn hammer(name: &str) {
     for len in [4, 40, 100, 4096] {
         seeds.push((0..len).map(|_| rng.next().to_le_bytes()[0]).collect());
     }
-    #[expect(clippy::disallowed_methods, reason = "bounds how long the test runs, not what it does")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "bounds how long the test runs, not what it does"
+    )]
     let began = Instant::now();
     let mut runs = 0u64;
     while began.elapsed() < MOMENT {

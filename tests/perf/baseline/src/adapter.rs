@@ -236,9 +236,7 @@ impl NFSFileSystem for Volume {
     async fn remove(&self, dirid: fileid3, filename: &filename3) -> Answer<()> {
         let (dir, name) = (self.object(dirid)?, name(filename)?);
         match self.ask(Op::Remove { dir, name: name.clone() }).await {
-            Err(nfsstat3::NFS3ERR_ISDIR) => {
-                self.ask(Op::RemoveDir { dir, name }).await.map(drop)
-            }
+            Err(nfsstat3::NFS3ERR_ISDIR) => self.ask(Op::RemoveDir { dir, name }).await.map(drop),
             done => done.map(drop),
         }
     }
