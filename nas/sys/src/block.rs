@@ -261,7 +261,8 @@ impl Payload {
     /// When the invariant of the type does not hold.
     pub fn new(skip: u32, bytes: u32, blocks: Vec<Block>) -> Self {
         assert!((skip as usize) < BLOCK_BYTES, "payload skip within the first block");
-        let need = if bytes == 0 { 0 } else { (skip as usize + bytes as usize).div_ceil(BLOCK_BYTES) };
+        let need =
+            if bytes == 0 { 0 } else { (skip as usize + bytes as usize).div_ceil(BLOCK_BYTES) };
         assert!(blocks.len() == need, "payload has {} blocks, needs {need}", blocks.len());
         Self { skip, bytes, blocks }
     }
@@ -323,8 +324,11 @@ impl Payload {
     #[must_use]
     pub fn truncated(mut self, bytes: u32) -> Self {
         if bytes < self.bytes {
-            let need =
-                if bytes == 0 { 0 } else { (self.skip as usize + bytes as usize).div_ceil(BLOCK_BYTES) };
+            let need = if bytes == 0 {
+                0
+            } else {
+                (self.skip as usize + bytes as usize).div_ceil(BLOCK_BYTES)
+            };
             self.blocks.truncate(need);
             self.bytes = bytes;
         }

@@ -19,9 +19,7 @@ pub fn world(handle: tokio::runtime::Handle) -> std::io::Result<World> {
     let spawn = Arc::new(RealSpawn { handle: handle.clone() });
     Ok(World {
         clock: Arc::new(RealClock { start: Instant::now(), handle }),
-        entropy: Arc::new(RealEntropy {
-            source: Mutex::new(std::fs::File::open("/dev/urandom")?),
-        }),
+        entropy: Arc::new(RealEntropy { source: Mutex::new(std::fs::File::open("/dev/urandom")?) }),
         spawn,
     })
 }

@@ -232,10 +232,7 @@ impl<T: Send + 'static> Submitted<T> {
         }
     }
     /// Applies `f` to the answer when it is there.
-    pub fn map<U: Send + 'static>(
-        self,
-        f: impl FnOnce(T) -> U + Send + 'static,
-    ) -> Submitted<U> {
+    pub fn map<U: Send + 'static>(self, f: impl FnOnce(T) -> U + Send + 'static) -> Submitted<U> {
         match self {
             Submitted::Ready(done) => Submitted::Ready(f(done)),
             Submitted::Pending(future) => {
