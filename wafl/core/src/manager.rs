@@ -397,7 +397,9 @@ impl Inner {
     /// Called by the consistency point when its root is committed.
     pub fn committed(&self, engine: &Engine, volumes: &[Arc<Volume>], data: u64, meta: u64) {
         for volume in volumes {
-            volume.lock().inodes_freed_in_cp.clear();
+            let mut st = volume.lock();
+            st.inodes_freed_in_cp.clear();
+            st.inode_wrap = true;
         }
         self.free.store(engine.space.free_blocks(), Ordering::Release);
         self.total.store(self.aggr.geometry().data_blocks().get(), Ordering::Release);

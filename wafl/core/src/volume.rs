@@ -213,6 +213,8 @@ pub(crate) struct VolState {
     pub dirty_delta: i64,
     /// Where the search for a free inode number goes on.
     pub inode_hint: u64,
+    /// The search may start over at the lowest number.
+    pub inode_wrap: bool,
     /// In-core inodes that came into memory and are not yet known to the cache's clock.
     pub arrived: Vec<InodeNo>,
     /// Half of the log that this volume's records go to; none before the log has begun.
@@ -248,6 +250,7 @@ impl VolState {
             dirtied: Dirtied::default(),
             dirty_delta: 0,
             inode_hint: FIRST_INO,
+            inode_wrap: true,
             arrived: Vec::new(),
             half: None,
         }
@@ -387,18 +390,19 @@ impl VolState {
     /// Finds a free inode number, and the generation it will have. Changes nothing.
     pub fn find_free_inode(&mut self, not: Option<InodeNo>) -> Result<(InodeNo, Generation), Stop> {
         let mut ino = self.inode_hint.max(FIRST_INO);
-        let mut wrapped = false;
         loop {
             if ino >= INODES_MAX {
                 return Err(Status::NoSpace.into());
             }
-            if ino >= self.inode_end && self.inode_hint > FIRST_INO && !wrapped {
-                // Past every number used so far: look once through the freed ones below, unless
-                // there can be none.
-                wrapped = true;
-                // ... or are too few to be worth the search.
-                if self.files + self.inode_end / 16 + 64 < self.inode_end {
+            if ino >= self.inode_end && self.inode_wrap {
+                // Past every number used so far: look through the freed ones below, once for each
+                // consistency point (only a point makes freed numbers usable), and only if there
+                // are enough of them to be worth the search.
+                self.inode_wrap = false;
+                let recent = (self.inodes_freed.len() + self.inodes_freed_in_cp.len()) as u64;
+                if self.files + recent + self.inode_end / 16 + 64 < self.inode_end {
                     ino = FIRST_INO;
+                    self.inode_hint = FIRST_INO;
                     continue;
                 }
             }

@@ -266,3 +266,25 @@ fn many_small_files_are_found_again_after_a_crash() {
         }
     }
 }
+
+#[test]
+fn numbers_of_removed_files_come_back_after_a_point_and_creating_stays_cheap() {
+    let rig = Rig::small(7);
+    let root = volume(&rig, 1, 64 << 20);
+    let mut highest = 0;
+    for round in 0..6 {
+        for i in 0..400 {
+            let obj = create(&rig, root, &format!("f{i}")).unwrap();
+            highest = highest.max(obj.ino.get());
+        }
+        for i in 0..400 {
+            remove(&rig, root, &format!("f{i}"));
+        }
+        if round % 2 == 1 {
+            manage(&rig, Manage::ConsistencyPoint);
+        }
+    }
+    rig.check();
+    // Two rounds lie between consistency points, so 800 numbers are in use or not yet free.
+    assert!(highest < 2000, "inode {highest} for 400 files");
+}
