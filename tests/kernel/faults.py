@@ -41,6 +41,8 @@ def say(text):
 
 
 BEGAN = time.monotonic()
+# Everything started here; nothing of it outlives the test.
+STARTED = []
 
 
 class Demo:
@@ -61,6 +63,7 @@ class Demo:
         self.process = subprocess.Popen(self.argv(), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=open(self.log, "ab"),
                                         text=True)
+        STARTED.append(self.process)
 
     def start(self):
         self.spawn()
@@ -153,6 +156,7 @@ class Witness:
         self.process = subprocess.Popen(
             [options.witness, "serve", "--workers", str(workers), "--seed", str(options.seed)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        STARTED.append(self.process)
 
     def ask(self, command):
         self.process.stdin.write(command + "\n")
@@ -670,6 +674,11 @@ def main():
         for name in logs:
             print("--- %s\n%s" % (name, tail(os.path.join(options.work, name))))
         return 1
+    finally:
+        for process in STARTED:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
     say("all claims hold")
     return 0
 
