@@ -406,7 +406,13 @@ impl Inner {
         let mut records = Vec::new();
         let mut need = Blocks::new(0);
         for index in &file.unlogged {
-            let Ok(Some(block)) = file.tree.get(Key::data(*index)) else { continue };
+            let block = match file.tree.get(Key::data(*index)) {
+                Ok(Some(block)) => block,
+                // Punched or cut off since: that was logged by itself.
+                Ok(None) => continue,
+                // Placed and driven out already: the point that placed it makes it stable.
+                Err(_) => return Attempt::WaitPoint(reply(st)),
+            };
             let offset = index * BLOCK_BYTES_U64;
             let bytes = file.inode.size.saturating_sub(offset).min(BLOCK_BYTES_U64);
             let Ok(bytes) = u32::try_from(bytes) else { continue };
