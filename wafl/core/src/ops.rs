@@ -71,6 +71,8 @@ impl Inner {
     ) -> Submitted<OpResult<ObjectRef>> {
         let start = self.world.clock.monotonic();
         let name = op.name();
+        let span = tracing::debug_span!("dmodule", op_no = ctx.op_no.get(), op = name);
+        let _inside = span.enter();
         if self.stopped.load(Ordering::Acquire) {
             return Submitted::Ready(Err(Status::ServerFault.into()));
         }
