@@ -5,17 +5,19 @@
 //! so that a decoder that panics is found by `make test` already. A target may assert what must
 //! hold of a decoded value (that it encodes to the same again), and must never fail otherwise.
 
+use core::ops::ControlFlow;
 use std::sync::Arc;
 
 use cairn_op::FileHandle;
 use cairn_raid_disk::Disk;
 use cairn_sim::{SimDiskConfig, SimWorld};
-use cairn_sys::BlockMut;
-use cairn_units::{BLOCK_BYTES, Blocks, Dbn};
+use cairn_sys::{Block, BlockMut};
+use cairn_units::{BLOCK_BYTES, Blocks, Cookie, Dbn, Fbn, Generation, InodeNo};
+use cairn_wafl_dir::{Dir, DirId, DirKeys, DirRead};
 use cairn_wafl_format::{AggregateRoot, Inode, VolumeRecord, pointer_at, set_pointer_at};
 
 /// Name and function of each decoder.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, fn(&[u8])); 11] = [
     ("rpc_record", cairn_oncrpc::fuzzing::fuzz_record),
     ("xdr", cairn_oncrpc::fuzzing::fuzz_xdr),
     ("nfs_args", cairn_nfs::fuzzing::fuzz_args),
@@ -25,11 +27,44 @@ pub const TARGETS: [(&str, fn(&[u8])); 9] = [
     ("volume_record", volume_record),
     ("inode", inode),
     ("disk_label", disk_label),
+    ("log_record", cairn_wafl_core::fuzz_log_record),
+    ("directory", directory),
 ];
 
 /// The function of this name.
 pub fn target(name: &str) -> Option<fn(&[u8])> {
     TARGETS.iter().find(|(known, _)| *known == name).map(|(_, run)| *run)
+}
+
+/// A directory whose blocks are any bytes.
+struct AnyBlocks<'b>(&'b [u8]);
+
+impl DirRead for AnyBlocks<'_> {
+    type Miss = Fbn;
+    fn block(&self, at: Fbn) -> Result<Block, Fbn> {
+        let from = usize::try_from(at.get()).unwrap_or(usize::MAX).saturating_mul(BLOCK_BYTES);
+        let bytes = self.0.get(from..).unwrap_or_default();
+        Ok(BlockMut::copy_of(&bytes[..bytes.len().min(BLOCK_BYTES)]).freeze())
+    }
+}
+
+fn directory(bytes: &[u8]) {
+    let id = DirId { inode: InodeNo::new(2), generation: Generation::new(1) };
+    let keys = DirKeys::new([7; 16]);
+    // A true header in front, so that the nodes behind it are looked at.
+    let mut all = Dir::empty(id, &keys)[..].to_vec();
+    let keep = all.len().min(64);
+    all.truncate(keep);
+    all.extend_from_slice(bytes);
+    let view = AnyBlocks(&all);
+    let dir = Dir::new(&view, id, keys);
+    let mut seen = 0u32;
+    drop(dir.list(Cookie::new(0), |_| {
+        seen += 1;
+        if seen < 10_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }));
+    drop(dir.lookup(b"name"));
+    drop(dir.plan_remove(b"name"));
 }
 
 fn file_handle(bytes: &[u8]) {

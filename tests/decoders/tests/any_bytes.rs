@@ -109,6 +109,8 @@ hammered!(
     volume_record,
     inode,
     disk_label,
+    log_record,
+    directory,
 );
 
 #[test]

@@ -6,7 +6,9 @@
 //! Invariant: `decode(encode(c)) == c`; decoding never panics.
 
 use cairn_op::Name;
-use cairn_units::{Generation, Gid, InodeNo, NAME_BYTES_MAX, ObjectId, Uid, WallTime};
+use cairn_units::{
+    Generation, Gid, InodeNo, LINK_TARGET_BYTES_MAX, NAME_BYTES_MAX, ObjectId, Uid, WallTime,
+};
 use cairn_wafl_format::InodeKind;
 
 /// Version of the record bodies; part of every body.
@@ -220,7 +222,7 @@ impl Change {
                 object: ObjectId::new(r.array()?),
                 atime: WallTime::new(r.i64()?),
                 mtime: WallTime::new(r.i64()?),
-                target: r.bytes()?.to_vec(),
+                target: r.bytes().filter(|t| t.len() <= LINK_TARGET_BYTES_MAX)?.to_vec(),
             })),
             4 => Change::Remove { dir: InodeNo::new(r.u64()?), name: r.name()? },
             5 => Change::Rename {

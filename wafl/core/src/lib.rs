@@ -48,6 +48,17 @@ pub use audit::{Audit, audit};
 pub use manager::StorageConfig;
 pub use open::OpenError;
 
+/// Decoding the body of a log record from any bytes: the first two are the record's kind.
+pub fn fuzz_log_record(bytes: &[u8]) {
+    if let Some((kind, body)) = bytes.split_first_chunk::<2>() {
+        let kind = u16::from_le_bytes(*kind);
+        if let Some((change, time)) = change::Change::decode(kind, body) {
+            assert_eq!(change.kind(), kind);
+            assert_eq!(change.encode(time), body, "a decoded change encodes to itself");
+        }
+    }
+}
+
 /// The storage manager of one aggregate. Dropping it without [`StorageManager::shutdown`] is a
 /// crash as far as the disks can tell.
 pub struct StorageManager {

@@ -91,8 +91,7 @@ fn explain_names_the_bytes_on_disk_and_their_parity() {
         let Managed::Disks(disks) = manage(&rig, Manage::DiskList) else { panic!("disks") };
         for report in disks.iter().filter(|d| !parity_disks.contains(&&d.location)) {
             let (_, column) = report.position.expect("all disks are in the group");
-            let place =
-                DiskPlace { location: report.location.clone(), ..block.data.clone() };
+            let place = DiskPlace { location: report.location.clone(), ..block.data.clone() };
             let (_, content) = on_disk(&rig, &place);
             for (sum, byte) in row_sum.iter_mut().zip(&content) {
                 *sum ^= byte;
