@@ -250,6 +250,11 @@ impl Inner {
             return Attempt::Done(Err(Status::Stale.into()));
         }
         let attempt = match st.plan(&call, op) {
+            // A change that finds itself made already (a retried create) must not be acknowledged
+            // before the record that made it.
+            Ok(Planned::Answer(reply)) if op.changes() => {
+                Attempt::Wait { lsn: Some(st.lsn), cp: CpCount::new(0), reply: *reply }
+            }
             Ok(Planned::Answer(reply)) => Attempt::Done(Ok(*reply)),
             Ok(Planned::Commit { ino, before }) => self.commit(&mut st, ino, before, reservation),
             Ok(Planned::Apply { change, payload, answer }) => {
@@ -432,11 +437,8 @@ impl Inner {
             });
         }
         if records.is_empty() {
-            let reply = reply(st);
-            if cp.get() <= *self.committed_cp.borrow() {
-                return Attempt::Done(Ok(reply));
-            }
-            return Attempt::Wait { lsn: None, cp, reply };
+            // Another COMMIT may have logged the blocks a moment ago: wait for its record as well.
+            return Attempt::Wait { lsn: Some(st.lsn), cp, reply: reply(st) };
         }
         if need > self.log.capacity() {
             return Attempt::WaitPoint(reply(st));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cairn_cf::{DModule, Manage, Managed};
 use cairn_op::{
     ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply,
-    SetAttrs, Stability, Status,
+    SetAttrs, Stability, Status, Submitted, Verifier,
 };
 use cairn_sys::Payload;
 use cairn_units::{Fsid, OpNo, VserverId};
@@ -287,4 +287,30 @@ fn numbers_of_removed_files_come_back_after_a_point_and_creating_stays_cheap() {
     rig.check();
     // Two rounds lie between consistency points, so 800 numbers are in use or not yet free.
     assert!(highest < 2000, "inode {highest} for 400 files");
+}
+
+#[test]
+fn nothing_is_acknowledged_by_the_record_of_another_that_is_not_stable_yet() {
+    let rig = Rig::small(8);
+    let root = volume(&rig, 1, 64 << 20);
+    let node = rig.node();
+    let exclusive =
+        Op::Create { dir: root, name: name("once"), how: CreateHow::Exclusive(Verifier([9; 8])) };
+    // Nothing runs between these calls, so no record can have become stable.
+    let first = node.file(ctx(), exclusive.clone());
+    let again = node.file(ctx(), exclusive);
+    assert!(matches!(first, Submitted::Pending(_)));
+    assert!(matches!(again, Submitted::Pending(_)), "a retried create waits for the first");
+    let made = rig.sim.block_on(again.wait());
+    let Ok(Reply::Made { obj, .. }) = made else { panic!("{made:?}") };
+    rig.sim.block_on(first.wait()).unwrap();
+
+    write(&rig, obj, 1, 0, 4096).unwrap();
+    let commit = Op::Commit { obj, offset: 0, count: 0 };
+    let first = node.file(ctx(), commit.clone());
+    let second = node.file(ctx(), commit);
+    assert!(matches!(first, Submitted::Pending(_)));
+    assert!(matches!(second, Submitted::Pending(_)), "a second COMMIT waits for the first");
+    rig.sim.block_on(second.wait()).unwrap();
+    drop(first);
 }
