@@ -19,6 +19,7 @@ use cairn_raid_api::{LogAreaError, LogStore};
 use cairn_sys::{BoxFuture, World};
 use cairn_units::{AggregateUuid, Blocks, Lsn};
 use tokio::sync::{Notify, watch};
+use tracing::Instrument;
 
 use crate::format::{LogId, encode};
 use crate::join::JoinAll;
@@ -378,7 +379,12 @@ async fn write_rounds(shared: Arc<Shared>) {
             shared.work.notified().await;
             continue;
         };
-        let results = write_round(&shared, &round).await;
+        let span = tracing::debug_span!(
+            "log_round",
+            last_lsn = round.last().get(),
+            records = round.records()
+        );
+        let results = write_round(&shared, &round).instrument(span).await;
         shared.lock().complete(&round, &results);
         shared.publish();
     }
