@@ -17,6 +17,7 @@ use cairn_wafl_dir::{Dir, DirError, DirFault, DirWrite, EntryKind, NewEntry, Ove
 use cairn_wafl_format::{DIRECT_POINTERS, INLINE_BYTES_MAX, Inode, InodeKind, inode_flags};
 
 use crate::change::{Change, MakeChange, NewInode, Setting};
+use crate::sums::Balance;
 use crate::tree::{Dropped, Key, Reaped, Tree};
 use crate::volume::{DirSink, DirView, File, FileId, Miss, Stop, VolState, miss};
 
@@ -752,6 +753,7 @@ impl VolState {
             self.set_inode_bit(InodeNo::new(reserved), true);
         }
         self.files = 1;
+        self.balance = Balance::default();
         self.inode_hint = crate::volume::FIRST_INO;
         self.inode_end = crate::volume::FIRST_INO;
     }

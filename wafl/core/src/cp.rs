@@ -35,7 +35,7 @@ use crate::cache::CacheEntry;
 use crate::counters::CpPhase;
 use crate::manager::{Inner, LoadError, Volume};
 use crate::space::{NoBlock, Space, SpaceFile, ones};
-use crate::sums::{self, Mismatch};
+use crate::sums::{self, Balance, Mismatch};
 use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::{FileId, Miss, VolState, bit_place, first_clear_bit, inode_offset};
 
@@ -450,8 +450,9 @@ impl Run<'_> {
                 })
             };
             if let Some((freed, record)) = cut {
-                let added = sums::check_links(&record.sums, record.files);
-                added.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
+                let now = Balance::new(&record.sums, record.files, 0, 0);
+                let same = volume.lock().balance.check_links(&now);
+                same.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
                 self.inner.drained.notify_waiters();
                 self.flow(space).await?;
                 return Ok(Some(Frozen { volume: volume.clone(), vvbns: pool, freed, record }));
@@ -546,8 +547,9 @@ impl Run<'_> {
             st.used_blocks = st.used_blocks + f.vvbns.taken - f.vvbns.released;
             let own =
                 f.record.inode_file.blocks + f.record.inode_map.blocks + st.active_map.blocks();
-            let added = sums::check_blocks(&f.record.sums, own, st.used_blocks);
-            added.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
+            let now = Balance::new(&f.record.sums, f.record.files, own, st.used_blocks);
+            let same = st.balance.check_blocks(&now);
+            same.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
         }
         self.flow(&mut engine.space).await?;
         loop {

@@ -21,9 +21,9 @@
 //! - Nothing waits between the first change of an operation and its log record.
 
 mod apply;
-mod audit;
 mod cache;
 mod change;
+mod check;
 mod counters;
 mod cp;
 mod manage;
@@ -45,7 +45,7 @@ use cairn_cf::{DModule, Manage, ManageError, Managed};
 use cairn_op::{ObjectRef, Op, OpCtx, OpResult, Submitted, Verifier};
 use cairn_sys::BoxFuture;
 
-pub use audit::{Audit, audit};
+pub use check::{Audit, Finding, Severity, audit};
 pub use manager::StorageConfig;
 pub use open::OpenError;
 

@@ -24,6 +24,7 @@ use crate::change::Change;
 use crate::cp::{CpError, Engine};
 use crate::manager::{Inner, LoadError, Parts, StorageConfig, Volume, cp_task, reap_task};
 use crate::space::{Space, SpaceFile};
+use crate::sums::Balance;
 use crate::tree::{Key, TreeMiss};
 use crate::volume::{Stop, VolState};
 
@@ -116,11 +117,13 @@ struct Found {
     engine: Engine,
     volumes: BTreeMap<Fsid, Arc<Volume>>,
     newest_lsn: Lsn,
+    /// What is wrong and does not keep the node from starting.
+    faults: Vec<String>,
 }
 
 async fn read_root(aggr: &Arc<dyn Aggregate>) -> Result<Found, OpenError> {
     let geometry = aggr.geometry();
-    let mut newest_lsn = Lsn::new(0);
+    let (mut newest_lsn, mut faults) = (Lsn::new(0), Vec::new());
     let Some(slot) = aggr.root() else {
         let mut engine = Engine {
             space: Space::new(geometry),
@@ -134,7 +137,7 @@ async fn read_root(aggr: &Arc<dyn Aggregate>) -> Result<Found, OpenError> {
             read_at(aggr, &mut engine.space, SpaceFile::Counts, at).await?;
         }
         engine.space.reserve_zero();
-        return Ok(Found { engine, volumes: BTreeMap::new(), newest_lsn });
+        return Ok(Found { engine, volumes: BTreeMap::new(), newest_lsn, faults });
     };
     let root = AggregateRoot::decode(&slot.bytes).map_err(OpenError::Root)?;
     if root.cp != slot.cp {
@@ -158,6 +161,10 @@ async fn read_root(aggr: &Arc<dyn Aggregate>) -> Result<Found, OpenError> {
         newest_lsn = newest_lsn.max(record.lsn);
         slots.insert(slot, record.fsid);
         let state = VolState::from_record(&record);
+        if state.balance != Balance::default() {
+            let (fsid, balance) = (record.fsid, state.balance);
+            faults.push(format!("volume {fsid} does not add up ({balance:?}): check it"));
+        }
         volumes.insert(record.fsid, Arc::new(Volume::new(slot, state, false)));
     }
     let engine = Engine {
@@ -168,7 +175,7 @@ async fn read_root(aggr: &Arc<dyn Aggregate>) -> Result<Found, OpenError> {
         deletions: Vec::new(),
         log_position: root.log_position,
     };
-    Ok(Found { engine, volumes, newest_lsn })
+    Ok(Found { engine, volumes, newest_lsn, faults })
 }
 
 impl StorageManager {
@@ -213,6 +220,9 @@ impl StorageManager {
             volumes: found.volumes,
             cache_blocks: config.cache_blocks.max(256),
         }));
+        for fault in found.faults {
+            inner.fault(fault);
+        }
         let start = world.clock.monotonic();
         inner.replay(core::mem::take(&mut recovered.records)).await?;
         let took = world.clock.monotonic().since(start).unwrap_or_default();

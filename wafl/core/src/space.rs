@@ -524,7 +524,8 @@ impl Space {
     }
 }
 
-fn count_at(block: &Block, slot: u64) -> u32 {
+/// Entry of a block of the counts file.
+pub(crate) fn count_at(block: &Block, slot: u64) -> u32 {
     let at = usize::try_from(slot).unwrap_or_default() * 4;
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&block[at..at + 4]);

@@ -5,26 +5,46 @@
 //! shares are taken where a freeze writes inodes into the inode file, the names where a change
 //! writes a directory, the blocks of the volume where its active map is changed.
 //!
-//! # Invariants (checked at each freeze and before each root, in release builds too)
+//! # Invariants (in release builds too)
 //! - A file has as many links as there are entries for it, a directory one entry (the root none):
 //!   `file_links + dirs - 1 == names`.
 //! - A directory has two links and one more per subdirectory: `dir_links == 3 dirs - 1`.
 //! - The count of files that clients see is `dirs + files`.
 //! - Every VVBN in use is a block of an inode or of one of the volume's own files.
+//!
+//! What a consistency point must not do is change how far a volume is from them ([`Balance`]): a
+//! volume that was damaged once is served, reported and repaired, and not made worse.
 
-use cairn_wafl_format::{InodeShare, VolumeSums};
+use cairn_wafl_format::{InodeShare, VolumeRecord, VolumeSums};
 
-/// A sum that does not add up.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {expected} expected, {found} found")]
-pub(crate) struct Mismatch {
-    pub what: &'static str,
-    pub expected: i64,
-    pub found: i64,
+/// How far sums are from what they must be; all zero in a sound volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Balance {
+    /// Links of files and directories that no entry accounts for.
+    pub names: i64,
+    /// Links of directories that no directory accounts for.
+    pub dir_links: i64,
+    /// Files that no inode accounts for.
+    pub files: i64,
+    /// Blocks in use that nothing names.
+    pub blocks: i64,
 }
 
-fn equal(what: &'static str, expected: i64, found: i64) -> Result<(), Mismatch> {
-    if expected == found { Ok(()) } else { Err(Mismatch { what, expected, found }) }
+/// A sum that changed its balance.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} were out by {before}, now by {now}")]
+pub(crate) struct Mismatch {
+    pub what: &'static str,
+    pub before: i64,
+    pub now: i64,
+}
+
+fn equal(what: &'static str, before: i64, now: i64) -> Result<(), Mismatch> {
+    if before == now { Ok(()) } else { Err(Mismatch { what, before, now }) }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// Puts the share of an inode in the place of what the same inode was before.
@@ -45,17 +65,35 @@ pub(crate) fn replace(sums: &mut VolumeSums, old: InodeShare, new: InodeShare) {
     }
 }
 
-/// Whether names, links and the count of files agree.
-pub(crate) fn check_links(sums: &VolumeSums, files: u64) -> Result<(), Mismatch> {
-    equal("entries of directories", sums.file_links + sums.dirs - 1, sums.names)?;
-    equal("links of directories", 3 * sums.dirs - 1, sums.dir_links)?;
-    equal("files", sums.dirs + sums.files, i64::try_from(files).unwrap_or(i64::MAX))
-}
+impl Balance {
+    /// Balance of a volume's record.
+    pub fn of(record: &VolumeRecord) -> Self {
+        let own = [&record.inode_file, &record.inode_map, &record.active_map];
+        let own = own.into_iter().map(|i| i.blocks).sum();
+        Self::new(&record.sums, record.files, own, record.used_blocks)
+    }
 
-/// Whether the VVBNs in use are the blocks of the inodes and of the volume's own files (`own`).
-pub(crate) fn check_blocks(sums: &VolumeSums, own: i64, used: u64) -> Result<(), Mismatch> {
-    let named = sums.blocks + sums.residue + own;
-    equal("blocks in use", named, i64::try_from(used).unwrap_or(i64::MAX))
+    /// `own`: blocks of the inode file, the inode map and the active map; `used`: VVBNs in use.
+    pub fn new(sums: &VolumeSums, files: u64, own: i64, used: u64) -> Self {
+        Self {
+            names: sums.file_links + sums.dirs - 1 - sums.names,
+            dir_links: sums.dir_links - (3 * sums.dirs - 1),
+            files: sums.dirs + sums.files - signed(files),
+            blocks: signed(used) - (sums.blocks + sums.residue + own),
+        }
+    }
+
+    /// Whether names, links and files are as far out as they were.
+    pub fn check_links(&self, now: &Self) -> Result<(), Mismatch> {
+        equal("links and entries", self.names, now.names)?;
+        equal("links of directories", self.dir_links, now.dir_links)?;
+        equal("files", self.files, now.files)
+    }
+
+    /// Whether blocks are as far out as they were.
+    pub fn check_blocks(&self, now: &Self) -> Result<(), Mismatch> {
+        equal("blocks in use", self.blocks, now.blocks)
+    }
 }
 
 #[cfg(test)]
@@ -69,21 +107,22 @@ mod tests {
     #[test]
     fn a_lost_link_a_lost_name_and_a_lost_block_do_not_add_up() {
         let mut sums = VolumeSums::default();
-        let none = InodeShare::default();
+        let (none, sound) = (InodeShare::default(), Balance::default());
         replace(&mut sums, none, share(true, 2, 1));
-        assert_eq!(check_links(&sums, 1), Ok(()));
+        assert_eq!(Balance::new(&sums, 1, 0, 1), sound);
         replace(&mut sums, none, share(false, 2, 10));
         sums.names += 2;
-        assert_eq!(check_links(&sums, 2), Ok(()));
-        assert_eq!(check_blocks(&sums, 5, 16), Ok(()));
-        assert!(check_blocks(&sums, 5, 17).is_err());
-        assert!(check_links(&sums, 3).is_err());
+        assert_eq!(Balance::new(&sums, 2, 5, 16), sound);
+        assert!(sound.check_blocks(&Balance::new(&sums, 2, 5, 17)).is_err());
+        assert!(sound.check_links(&Balance::new(&sums, 3, 5, 16)).is_err());
         let fewer = VolumeSums { names: 1, ..sums };
-        assert!(check_links(&fewer, 2).is_err());
+        assert!(sound.check_links(&Balance::new(&fewer, 2, 5, 16)).is_err());
+        let damaged = Balance::new(&fewer, 2, 5, 16);
+        assert!(damaged.check_links(&damaged).is_ok(), "old damage is no reason to stop");
         replace(&mut sums, share(false, 2, 10), share(false, 1, 10));
-        assert!(check_links(&sums, 2).is_err());
+        assert!(sound.check_links(&Balance::new(&sums, 2, 5, 16)).is_err());
         replace(&mut sums, share(true, 2, 1), share(true, 3, 1));
         sums.names -= 1;
-        assert!(check_links(&sums, 2).is_err());
+        assert!(sound.check_links(&Balance::new(&sums, 2, 5, 16)).is_err());
     }
 }

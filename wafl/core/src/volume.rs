@@ -28,6 +28,7 @@ use cairn_wafl_format::{
 
 use cairn_wafl_nvlog::HalfToken;
 
+use crate::sums::Balance;
 use crate::tree::{Dirtied, Dropped, Key, Tree, TreeMiss};
 
 /// Inode number of a volume's root directory.
@@ -189,6 +190,8 @@ pub(crate) struct VolState {
     pub files: u64,
     /// What inodes and directories add up to: the inodes as of the last freeze, the rest as of now.
     pub sums: VolumeSums,
+    /// How far the sums were out when the volume was opened or repaired: all zero unless damaged.
+    pub balance: Balance,
     /// Newest log record applied.
     pub lsn: Lsn,
     pub zombie_head: InodeNo,
@@ -234,6 +237,7 @@ impl VolState {
             used_blocks: r.used_blocks,
             files: r.files,
             sums: r.sums,
+            balance: Balance::of(r),
             lsn: r.lsn,
             zombie_head: r.zombie_head,
             object_next: r.object_next,
