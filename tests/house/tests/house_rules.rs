@@ -38,4 +38,6 @@ rules!(
     machine_paths,
     vendor_marks,
     dependencies_have_reasons,
+    mutants_are_never_built_in,
+    mutants_are_registered,
 );

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
-use cairn_sys::Block;
+use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Fsid, Generation, InodeNo, Pvbn, Vvbn};
 use cairn_wafl_format::{
     AggregateRoot, BITS_PER_BLOCK, BlockPtr, CONTAINER_ENTRIES_PER_BLOCK, INODE_BYTES,
@@ -714,7 +714,9 @@ impl Run<'_> {
         loop {
             match space.free_ready(at) {
                 Ok(()) => {
-                    space.free(at);
+                    if !mutant("map-bit-not-cleared") {
+                        space.free(at);
+                    }
                     return Ok(());
                 }
                 Err(miss) => self.inner.load_space(space, SpaceFile::Map, miss).await?,
@@ -761,7 +763,7 @@ impl Run<'_> {
                 }
             }
         }
-        if let Err((before, now)) = space.check() {
+        if let (Err((before, now)), false) = (space.check(), mutant("digest-not-checked")) {
             let what = "active map of the aggregate".to_owned();
             return Err(CpError::Digest { what, before, now });
         }
@@ -795,7 +797,7 @@ impl Run<'_> {
 
 /// Where a block really lies: the hint, as long as no block of the volume was ever moved.
 fn authority(st: &VolState, ptr: BlockPtr) -> Result<Pvbn, Miss> {
-    if st.relocations == 0 {
+    if st.relocations == 0 || mutant("hint-trusted") {
         return Ok(ptr.pvbn);
     }
     let key = Key::data(ptr.vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK);
@@ -916,3 +918,6 @@ fn flip(st: &mut VolState, vvbn: u64, used: bool) {
         block[byte] ^= mask;
     });
 }
+
+#[cfg(test)]
+mod tests;
