@@ -2,6 +2,7 @@
 //! the order of freeing and giving out, and who says where a block lies.
 
 use cairn_cf::Manage;
+use cairn_raid_api::Aggregate;
 use cairn_raid_disk::Disk;
 use cairn_raid_group::{CreateOptions, RaidAggregate, RaidKind};
 use cairn_sim::{SimDiskConfig, SimWorld};
