@@ -12,6 +12,7 @@ use cairn_raid_api::{
 use cairn_raid_disk::Disk;
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::Pvbn;
+use tracing::Instrument;
 
 use crate::Event;
 use crate::core::Core;
@@ -111,7 +112,9 @@ impl RaidAggregate {
     ) -> BoxFuture<T> {
         let (done, answer) = tokio::sync::oneshot::channel();
         let spawn = self.core.world.spawn.clone();
+        let span = tracing::debug_span!("raid", work = name);
         Box::pin(async move {
+            let work = traced(span, work);
             spawn.spawn(
                 name,
                 Box::pin(async move {
@@ -122,6 +125,11 @@ impl RaidAggregate {
             answer.await.unwrap_or(lost)
         })
     }
+}
+
+/// Runs `work` within `span`; at no cost when nobody listens.
+fn traced<T>(span: tracing::Span, work: impl Future<Output = T> + Send + 'static) -> BoxFuture<T> {
+    if span.is_disabled() { Box::pin(work) } else { Box::pin(work.instrument(span)) }
 }
 
 impl Drop for RaidAggregate {
@@ -137,11 +145,13 @@ impl Aggregate for RaidAggregate {
 
     fn read(&self, requests: Vec<ReadRequest>) -> BoxFuture<Vec<Result<Block, ReadError>>> {
         let core = self.core.clone();
-        Box::pin(async move { core.read_blocks(requests).await })
+        let span = tracing::debug_span!("raid_read", blocks = requests.len());
+        traced(span, async move { core.read_blocks(requests).await })
     }
 
     fn write(&self, tetris: Tetris) -> BoxFuture<Result<(), WriteError>> {
         let core = self.core.clone();
+        // The task is not its caller: the span carries the caller's over.
         self.in_task("write tetris", Err(WriteError::NoLogDevice), async move {
             let result = core.write_tetris(tetris).await;
             core.start_rebuilds();

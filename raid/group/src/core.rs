@@ -333,6 +333,8 @@ async fn write_disk(member: &Arc<Member>, writes: DiskWrites) -> Result<(), Disk
 /// One request; after a medium error each block once more by itself, since drives remap a bad
 /// sector when it is written.
 async fn write_run(member: &Member, at: Dbn, run: Vec<Block>) -> Result<(), DiskError> {
+    let count = run.len();
+    tracing::trace!(disk = %member.uuid, dbn = at.get(), blocks = count, "disk write");
     match member.disk.write(at, run.clone()).await {
         Err(DiskError::Medium { .. }) => {
             for (i, block) in (0u64..).zip(run) {

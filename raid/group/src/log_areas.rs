@@ -126,6 +126,8 @@ impl LogStore for LogAreas {
             while !rest.is_empty() && result.is_ok() {
                 let behind = rest.split_off(rest.len().min(REQUEST_BLOCKS_MAX));
                 let n = rest.len() as u64;
+                let (dbn, blocks) = (to.get(), rest.len());
+                tracing::trace!(disk = %member.uuid, dbn, blocks, "log write");
                 result = member.disk.write(to, rest).await;
                 to = to.plus(n);
                 rest = behind;

@@ -39,6 +39,8 @@ struct DirWrites {
     dir: InodeNo,
     writes: BTreeMap<Fbn, Block>,
     file_blocks: u64,
+    /// Change of the number of entries.
+    entries: i64,
 }
 
 /// The parts of a write, block by block: index, range within the block.
@@ -267,13 +269,13 @@ impl VolState {
             }
         }
         self.account(dirtied, dropped);
-        self.free_tail(tail, zombie, time);
+        self.free_tail(ino, tail, zombie, time);
     }
 
     /// Frees a tree that was cut off: at once when it has no indirect blocks, else as a zombie.
-    fn free_tail(&mut self, tail: Tree, zombie: Option<NewInode>, time: WallTime) {
+    fn free_tail(&mut self, ino: InodeNo, tail: Tree, zombie: Option<NewInode>, time: WallTime) {
         if tail.height() == 0 {
-            self.freed.extend(tail.roots().into_iter().filter(|p| !p.is_hole()));
+            self.free_roots(&tail);
             return;
         }
         let Some(new) = zombie else {
@@ -286,8 +288,35 @@ impl VolState {
         let mut inode = Inode::free(new.ino, new.generation);
         inode.kind = InodeKind::Internal;
         inode.ctime = time;
+        inode.parent = ino;
+        inode.verifier[..4].copy_from_slice(&self.file(ino).inode.generation.get().to_le_bytes());
         self.take_number(new, File { tree: tail, ..File::new(inode) });
         self.push_zombie(new.ino);
+    }
+
+    /// Frees the blocks of a tree without indirect blocks.
+    fn free_roots(&mut self, tree: &Tree) {
+        let before = self.freed.len();
+        self.freed.extend(tree.roots().into_iter().filter(|p| !p.is_hole()));
+        let freed = i64::try_from(self.freed.len() - before).unwrap_or(i64::MAX);
+        self.sums.residue += tree.blocks() - freed;
+    }
+
+    /// The file that a zombie was cut from, if it still is that file and in memory.
+    fn cut_from(&mut self, zombie: InodeNo) -> Result<Option<InodeNo>, Stop> {
+        let inode = &self.file(zombie).inode;
+        let mut generation = [0; 4];
+        generation.copy_from_slice(&inode.verifier[..4]);
+        let (origin, generation) = (inode.parent, Generation::new(u32::from_le_bytes(generation)));
+        if inode.kind != InodeKind::Internal || origin.get() == 0 || generation.get() == 0 {
+            return Ok(None);
+        }
+        let found = &self.load_inode(origin)?.inode;
+        if found.kind == InodeKind::Free || found.generation != generation {
+            return Ok(None);
+        }
+        self.inode_ready(origin)?;
+        Ok(Some(origin))
     }
 
     // ---- numbers ----
@@ -346,7 +375,7 @@ impl VolState {
             return;
         }
         let (tail, dirtied, dropped) = file.tree.cut(0);
-        self.freed.extend(tail.roots().into_iter().filter(|p| !p.is_hole()));
+        self.free_roots(&tail);
         self.account(dirtied, dropped);
         self.free_number(ino);
     }
@@ -360,6 +389,7 @@ impl VolState {
         self.load_inode(ino)?;
         self.inode_ready(ino)?;
         self.inode_bit_ready(ino)?;
+        let origin = self.cut_from(ino)?;
         let mut freed = Vec::new();
         let file = self.file_mut(ino);
         let (step, dirtied, dropped) =
@@ -369,6 +399,15 @@ impl VolState {
         match step {
             Reaped::More => self.touch(ino),
             Reaped::Empty => {
+                // What the cut gave to the wrong side is known now.
+                let rest = self.file(ino).tree.blocks();
+                match origin {
+                    Some(origin) if rest != 0 => {
+                        self.file_mut(origin).tree.correct_blocks(rest);
+                        self.touch(origin);
+                    }
+                    _ => self.sums.residue += rest,
+                }
                 self.zombie_head = self.file(ino).inode.next_zombie;
                 self.free_number(ino);
             }
@@ -383,6 +422,12 @@ impl VolState {
         let view = DirView(&file.tree);
         let mut overlay = Overlay::new(&view);
         let mut file_blocks = 0;
+        let before = match DirFault::split(Dir::new(&view, file.dir_id(), self.dir_keys()).size()) {
+            Ok(Ok((entries, _))) => entries,
+            Ok(Err(error)) => return Err(self.dir_failed(dir, error)),
+            Err(at) => return Err(miss(FileId::Inode(dir), at)),
+        };
+        let mut after = before;
         for edit in edits {
             let at = Dir::new(&overlay, file.dir_id(), self.dir_keys());
             let plan = match edit {
@@ -396,6 +441,7 @@ impl VolState {
                 Err(at) => return Err(miss(FileId::Inode(dir), at)),
             };
             file_blocks = plan.file_blocks().get();
+            after = plan.entries();
             plan.apply(&mut overlay);
         }
         let writes = overlay.into_writes();
@@ -403,7 +449,9 @@ impl VolState {
             let found = file.tree.reachable(Key::data(at.get()));
             found.map_err(|at| miss(FileId::Inode(dir), at))?;
         }
-        Ok(DirWrites { dir, writes, file_blocks })
+        let entries =
+            i64::try_from(after).unwrap_or(i64::MAX) - i64::try_from(before).unwrap_or(i64::MAX);
+        Ok(DirWrites { dir, writes, file_blocks, entries })
     }
 
     fn dir_failed(&self, dir: InodeNo, error: DirError) -> Stop {
@@ -435,6 +483,7 @@ impl VolState {
         let dirtied = sink.dirtied;
         file.inode.size = writes.file_blocks * BLOCK_BYTES_U64;
         file.data_changed(time);
+        self.sums.names += writes.entries;
         self.account(dirtied, Dropped::default());
         self.touch(writes.dir);
     }

@@ -14,11 +14,12 @@ use cairn_units::{Cookie, Fbn, Fsid, InodeNo, Pvbn};
 use cairn_wafl_dir::{Dir, DirFault, DirId, DirKeys, DirRead};
 use cairn_wafl_format::{
     AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, BlockPtr, CONTAINER_ENTRIES_PER_BLOCK,
-    INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, POINTERS_PER_BLOCK, POINTERS_SHIFT,
-    VolumeRecord, pointer_at,
+    INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, InodeShare, POINTERS_PER_BLOCK,
+    POINTERS_SHIFT, VolumeRecord, VolumeSums, pointer_at,
 };
 
 use crate::cp::container_entry;
+use crate::sums;
 use crate::volume::{FIRST_INO, ROOT_INO, bit_place};
 
 /// Findings after which the walk stops collecting.
@@ -179,15 +180,31 @@ impl Walk<'_> {
         }
         self.out.inodes += files.len() as u64;
         let mut dirs = BTreeMap::new();
+        let mut sums = VolumeSums::default();
+        let cut = files.values().any(Inode::is_zombie);
         for (ino, inode) in &files {
+            sums::replace(&mut sums, InodeShare::default(), InodeShare::of(&inode.encode()));
             let is_dir = inode.kind == InodeKind::Directory && !inode.is_zombie();
+            let before = self.out.blocks;
             let blocks = self.tree("a file", inode, is_dir, &mut vvbns).await;
+            let counted = self.out.blocks - before;
+            // While a cut-off tail is being freed, the counts of its file are an estimate.
+            if !cut && u64::try_from(inode.blocks) != Ok(counted) {
+                self.find(format!(
+                    "volume {fsid}: inode {ino} has {counted} blocks and says {}",
+                    inode.blocks
+                ));
+            }
             if is_dir {
                 dirs.insert(*ino, blocks);
             }
         }
         self.compare_inode_map(record, &files, &inode_map);
-        self.compare_names(record, &files, &dirs);
+        sums.names = self.compare_names(record, &files, &dirs);
+        sums.residue = if cut { record.sums.residue } else { 0 };
+        if sums != record.sums {
+            self.find(format!("volume {fsid} adds up to {sums:?} and says {:?}", record.sums));
+        }
         self.compare_vvbns(record, &vvbns, &active, &container);
     }
 
@@ -218,7 +235,8 @@ impl Walk<'_> {
         record: &VolumeRecord,
         files: &BTreeMap<InodeNo, Inode>,
         dirs: &BTreeMap<InodeNo, Blocks>,
-    ) {
+    ) -> i64 {
+        let mut names = 0;
         let mut links: BTreeMap<InodeNo, u32> = BTreeMap::new();
         links.insert(ROOT_INO, 2);
         for (ino, blocks) in dirs {
@@ -235,6 +253,7 @@ impl Walk<'_> {
                 self.find(format!("volume {}: directory {ino}: {error}", record.fsid));
             }
             for (child, generation) in named {
+                names += 1;
                 match files.get(&child) {
                     Some(c) if c.generation == generation && !c.is_zombie() => {
                         if c.kind == InodeKind::Directory {
@@ -264,6 +283,7 @@ impl Walk<'_> {
                 ));
             }
         }
+        names
     }
 
     fn compare_vvbns(

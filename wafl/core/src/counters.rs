@@ -19,9 +19,39 @@ struct OpCounter {
     buckets: [u64; LATENCY_BUCKETS],
 }
 
+/// Parts of a consistency point, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CpPhase {
+    /// Placing large files' blocks before the freeze.
+    CleanAhead,
+    /// The freezes of all volumes.
+    Freeze,
+    /// Waiting for the records of the old half of the log.
+    SettleLog,
+    /// Maps and records of the volumes.
+    VolumeMaps,
+    /// Maps of the aggregate.
+    AggregateMaps,
+    /// Waiting for the last stripes.
+    WriteOut,
+    /// Flush, root, flush.
+    CommitRoot,
+}
+
+const CP_PHASES: [(&str, CpPhase); 7] = [
+    ("clean_ahead", CpPhase::CleanAhead),
+    ("freeze", CpPhase::Freeze),
+    ("settle_log", CpPhase::SettleLog),
+    ("volume_maps", CpPhase::VolumeMaps),
+    ("aggregate_maps", CpPhase::AggregateMaps),
+    ("write_out", CpPhase::WriteOut),
+    ("commit_root", CpPhase::CommitRoot),
+];
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    cp_phases: [AtomicU64; CP_PHASES.len()],
     pub cps: AtomicU64,
     pub cp_nanos: AtomicU64,
     pub cp_data_blocks: AtomicU64,
@@ -53,6 +83,11 @@ impl Counters {
         op.buckets[bucket] += 1;
     }
 
+    /// Adds the time that a phase of a consistency point took.
+    pub fn cp_phase(&self, phase: CpPhase, nanos: u64) {
+        self.cp_phases[phase as usize].fetch_add(nanos, Ordering::Relaxed);
+    }
+
     /// All counters as metrics.
     pub fn metrics(&self) -> Vec<Metric> {
         let plain = |name: &str, value: &AtomicU64| Metric {
@@ -73,6 +108,13 @@ impl Counters {
             plain("space_waits_total", &self.space_waits),
             plain("log_waits_total", &self.log_waits),
         ];
+        for (name, phase) in CP_PHASES {
+            out.push(Metric {
+                name: "cp_phase_nanoseconds_total".to_owned(),
+                labels: vec![("phase".to_owned(), name.to_owned())],
+                value: self.cp_phases[phase as usize].load(Ordering::Relaxed),
+            });
+        }
         for (name, op) in self.ops().iter() {
             let label = vec![("op".to_owned(), (*name).to_owned())];
             let mut push = |metric: &str, labels: Vec<(String, String)>, value| {

@@ -23,17 +23,19 @@ use std::sync::{Arc, Mutex};
 
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
 use cairn_sys::{Block, mutant};
-use cairn_units::{CpCount, Fsid, Generation, InodeNo, Pvbn, Vvbn};
+use cairn_units::{CpCount, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
 use cairn_wafl_format::{
     AggregateRoot, BITS_PER_BLOCK, BlockPtr, CONTAINER_ENTRIES_PER_BLOCK, INODE_BYTES,
-    INODES_PER_BLOCK, Inode, InodeKind, LOG_POSITION_BYTES, VolumeRecord, block_crc,
+    INODES_PER_BLOCK, Inode, InodeKind, InodeShare, LOG_POSITION_BYTES, VolumeRecord, block_crc,
 };
 use cairn_wafl_nvlog::HalfToken;
 use tokio::sync::Semaphore;
 
 use crate::cache::CacheEntry;
+use crate::counters::CpPhase;
 use crate::manager::{Inner, LoadError, Volume};
 use crate::space::{NoBlock, Space, SpaceFile, ones};
+use crate::sums::{self, Mismatch};
 use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::{FileId, Miss, VolState, bit_place, first_clear_bit, inode_offset};
 
@@ -61,6 +63,8 @@ pub(crate) enum CpError {
     VolumeFull(Fsid),
     #[error("consistency point refused: {what} does not add up ({before} bits before, {now} now)")]
     Digest { what: String, before: u64, now: u64 },
+    #[error("consistency point refused: volume {0} does not add up: {1}")]
+    Sums(Fsid, Mismatch),
     #[error("consistency point: volume {0} does not come to rest")]
     NoRest(Fsid),
     #[error("consistency point: {0}")]
@@ -92,6 +96,20 @@ struct Run<'m> {
     /// Blocks given places: data and indirect, metadata.
     placed_data: u64,
     placed_meta: u64,
+}
+
+/// Measures the phases of a point.
+struct PhaseClock<'m> {
+    inner: &'m Inner,
+    since: MonoTime,
+}
+
+impl PhaseClock<'_> {
+    fn end(&mut self, phase: CpPhase) {
+        let now = self.inner.world.clock.monotonic();
+        self.inner.counters.cp_phase(phase, now.since(self.since).unwrap_or_default());
+        self.since = now;
+    }
 }
 
 /// Tetrises on their way.
@@ -170,6 +188,7 @@ impl Inner {
                 Err(at) => self.load_space(&mut engine.space, SpaceFile::Counts, at).await?,
             }
         }
+        let mut clock = PhaseClock { inner: self, since: self.world.clock.monotonic() };
         let mut run = Run {
             inner: self,
             cp: engine.cp.plus(1),
@@ -187,6 +206,7 @@ impl Inner {
             let pool = pools.entry(volume.fsid).or_default();
             run.clean_ahead(&mut engine.space, volume, pool).await?;
         }
+        clock.end(CpPhase::CleanAhead);
         let halves = self.switch_log()?;
         let mut frozen = Vec::new();
         for volume in &volumes {
@@ -196,21 +216,27 @@ impl Inner {
                 frozen.push(f);
             }
         }
+        clock.end(CpPhase::Freeze);
         let mut position = engine.log_position;
         if let Some((old, _)) = halves {
             self.log_close(old);
             position = Some(self.log_settle(old).await?.to_bytes());
         }
+        clock.end(CpPhase::SettleLog);
         for f in frozen {
             run.volume_maps(engine, f).await?;
         }
         for volume in core::mem::take(&mut engine.deletions) {
             run.delete_volume(engine, &volume).await?;
         }
+        clock.end(CpPhase::VolumeMaps);
         let root = run.aggregate(engine, position).await?;
         run.writes.send(self, engine.space.close()).await?;
+        clock.end(CpPhase::AggregateMaps);
         run.writes.drain().await?;
+        clock.end(CpPhase::WriteOut);
         self.aggr.commit_root(RootRecord { cp: run.cp, bytes: root.encode() }).await?;
+        clock.end(CpPhase::CommitRoot);
         engine.cp = run.cp;
         engine.log_position = position;
         engine.space.committed(run.cp);
@@ -424,6 +450,8 @@ impl Run<'_> {
                 })
             };
             if let Some((freed, record)) = cut {
+                let added = sums::check_links(&record.sums, record.files);
+                added.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
                 self.inner.drained.notify_waiters();
                 self.flow(space).await?;
                 return Ok(Some(Frozen { volume: volume.clone(), vvbns: pool, freed, record }));
@@ -456,9 +484,13 @@ impl Run<'_> {
             file.dirty = false;
             let bytes = file.to_disk().encode();
             let from = inode_offset(ino);
+            let mut old = InodeShare::default();
             st.inode_file.edit(ino.get() / INODES_PER_BLOCK, |block| {
-                block[from..from + INODE_BYTES].copy_from_slice(&bytes);
+                let slot = &mut block[from..from + INODE_BYTES];
+                old = InodeShare::of(slot);
+                slot.copy_from_slice(&bytes);
             });
+            sums::replace(&mut st.sums, old, InodeShare::of(&bytes));
         }
         for file in [FileId::InodeMap, FileId::InodeFile] {
             while let Some(key) = st.tree(file).and_then(Tree::first_dirty) {
@@ -479,6 +511,7 @@ impl Run<'_> {
             files: st.files,
             lsn: st.lsn,
             cp: self.cp,
+            sums: st.sums,
             zombie_head: st.zombie_head,
             object_next: st.object_next,
             relocations: st.relocations,
@@ -511,6 +544,10 @@ impl Run<'_> {
                 return Err(CpError::Digest { what, before, now });
             }
             st.used_blocks = st.used_blocks + f.vvbns.taken - f.vvbns.released;
+            let own =
+                f.record.inode_file.blocks + f.record.inode_map.blocks + st.active_map.blocks();
+            let added = sums::check_blocks(&f.record.sums, own, st.used_blocks);
+            added.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
         }
         self.flow(&mut engine.space).await?;
         loop {

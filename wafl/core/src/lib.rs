@@ -33,6 +33,7 @@ mod ops;
 mod perm;
 mod plan;
 mod space;
+mod sums;
 mod tree;
 mod volume;
 mod xattr;

@@ -15,6 +15,7 @@ use cairn_raid_api::{AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStat
 use cairn_units::{BLOCK_BYTES_U64, Blocks, Fbn, Fsid, Generation, InodeNo, Lsn};
 use cairn_wafl_format::{
     BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK, Inode, VOLUME_NAME_BYTES_MAX, VolumeRecord,
+    VolumeSums,
 };
 
 use crate::cp::container_entry;
@@ -163,6 +164,7 @@ impl Inner {
                 hash_key: self.world.random_16(),
                 inode_end: FIRST_INO,
                 vvbn_cursor: 1,
+                sums: VolumeSums::default(),
                 inode_file: none.clone(),
                 inode_map: none.clone(),
                 active_map: none.clone(),

@@ -21,6 +21,7 @@ use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{CpCount, Fsid, Pvbn};
 use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
 use tokio::sync::{Notify, watch};
+use tracing::Instrument;
 
 use crate::cache::{Cache, CacheEntry};
 use crate::counters::Counters;
@@ -417,7 +418,8 @@ impl Inner {
         let mut engine = self.engine.lock().await;
         self.cp_started.store(engine.cp.get() + 1, Ordering::Release);
         let start = self.world.clock.monotonic();
-        let done = self.consistency_point(&mut engine).await;
+        let span = tracing::debug_span!("consistency_point", cp = engine.cp.get() + 1);
+        let done = self.consistency_point(&mut engine).instrument(span).await;
         let took = self.world.clock.monotonic().since(start).unwrap_or_default();
         self.counters.cp_nanos.fetch_add(took, Ordering::Relaxed);
         if let Err(error) = &done {

@@ -11,11 +11,12 @@ use cairn_op::{
     Failure, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply, Stability, Status, Submitted,
 };
 use cairn_sys::{Payload, mutant};
-use cairn_units::{BLOCK_BYTES_U64, Blocks, CpCount, InodeNo, Lsn};
+use cairn_units::{BLOCK_BYTES_U64, Blocks, CpCount, InodeNo, Lsn, MonoTime};
 use cairn_wafl_nvlog::{
     LogBlock, RECORD_PAYLOAD_BLOCKS_MAX, Record, RecordKind, Reservation, ReserveError,
     record_blocks,
 };
+use tracing::Instrument;
 
 use crate::apply::{CHANGE_METADATA_BLOCKS, pieces};
 use crate::change::Change;
@@ -70,9 +71,25 @@ impl Inner {
         op: Op<ObjectRef>,
     ) -> Submitted<OpResult<ObjectRef>> {
         let start = self.world.clock.monotonic();
+        let span = tracing::debug_span!("dmodule", op_no = ctx.op_no.get(), op = op.name());
+        let inside = span.enter();
+        let submitted = self.submit_inside(start, ctx, op);
+        drop(inside);
+        match submitted {
+            Submitted::Pending(future) if !span.is_disabled() => {
+                Submitted::Pending(Box::pin(future.instrument(span)))
+            }
+            submitted => submitted,
+        }
+    }
+
+    fn submit_inside(
+        self: &Arc<Self>,
+        start: MonoTime,
+        ctx: OpCtx,
+        op: Op<ObjectRef>,
+    ) -> Submitted<OpResult<ObjectRef>> {
         let name = op.name();
-        let span = tracing::debug_span!("dmodule", op_no = ctx.op_no.get(), op = name);
-        let _inside = span.enter();
         if self.stopped.load(Ordering::Acquire) {
             return Submitted::Ready(Err(Status::ServerFault.into()));
         }
@@ -386,6 +403,7 @@ impl Inner {
             panic!("log room is set aside before a change is applied")
         };
         let lsn = self.log.append(half, room, record);
+        tracing::debug!(lsn = lsn.get(), "logged");
         assert!(lsn > st.lsn, "log numbers grow");
         st.lsn = lsn;
         self.counters.logged_records.fetch_add(1, Ordering::Relaxed);

@@ -93,8 +93,9 @@ pub(crate) struct Tree {
     roots: [BlockPtr; DIRECT_POINTERS],
     bufs: BTreeMap<Key, Buf>,
     dirty: BTreeSet<Key>,
-    /// Blocks of the file: placed ones and dirty ones without a place.
-    blocks: u64,
+    /// Blocks of the file: placed ones and dirty ones without a place. An estimate between a cut
+    /// through holes and the end of the cut-off tail ([`Self::correct_blocks`]).
+    blocks: i64,
 }
 
 /// One step of [`Tree::reap`].
@@ -113,7 +114,7 @@ const fn span_mask(level: u8) -> u64 {
 }
 
 impl Tree {
-    pub fn new(height: u8, roots: [BlockPtr; DIRECT_POINTERS], blocks: u64) -> Self {
+    pub fn new(height: u8, roots: [BlockPtr; DIRECT_POINTERS], blocks: i64) -> Self {
         assert!(height <= HEIGHT_MAX, "tree of height {height}");
         Self { height, roots, bufs: BTreeMap::new(), dirty: BTreeSet::new(), blocks }
     }
@@ -128,8 +129,12 @@ impl Tree {
     pub fn roots(&self) -> [BlockPtr; DIRECT_POINTERS] {
         self.roots
     }
-    pub fn blocks(&self) -> u64 {
+    pub fn blocks(&self) -> i64 {
         self.blocks
+    }
+    /// Adds what the tail of an earlier cut was given wrongly.
+    pub fn correct_blocks(&mut self, by: i64) {
+        self.blocks += by;
     }
     pub fn dirty_blocks(&self) -> u64 {
         self.dirty.len() as u64
@@ -426,17 +431,30 @@ impl Tree {
                 self.move_or_drop(key, &mut right, &mut dropped);
             }
         }
-        // What stays is known only for a file without holes: see docs/architecture.md.
-        let mut keep_max = 0;
-        for level in 0..=height {
-            let span = span_mask(level) + 1;
-            let nodes = first.div_ceil(span);
-            keep_max += if level == 0 || height > 0 { nodes } else { 0 };
-        }
-        let keep = if first == 0 { 0 } else { self.blocks.min(keep_max) };
-        right.blocks = self.blocks - keep;
+        let gone = i64::try_from(dropped.fresh).unwrap_or(i64::MAX);
+        let total = self.blocks + right.blocks - gone;
+        let keep = self.kept_by_cut(first).min(total);
+        right.blocks = total - keep;
         self.blocks = keep;
         (right, dirtied, dropped)
+    }
+
+    /// Blocks that stay when the tree has been cut at `first`: exact without indirect blocks and
+    /// for a file without holes, else an upper bound that the end of the tail corrects.
+    fn kept_by_cut(&self, first: u64) -> i64 {
+        if first == 0 {
+            return 0;
+        }
+        if self.height == 0 {
+            let at =
+                |i: &usize| !self.roots[*i].is_hole() || self.is_resident(Key::data(*i as u64));
+            return i64::try_from((0..DIRECT_POINTERS).filter(at).count()).unwrap_or(i64::MAX);
+        }
+        let mut most = 0;
+        for level in 0..=self.height {
+            most += first.div_ceil(span_mask(level) + 1);
+        }
+        i64::try_from(most).unwrap_or(i64::MAX)
     }
 
     fn cut_roots(&mut self, first: u64, right: &mut Tree) {
@@ -471,7 +489,6 @@ impl Tree {
         cut_off[from * 16..].copy_from_slice(&left[from * 16..]);
         left[from * 16..].fill(0);
         right.add_dirty(key, cut_off.freeze(), dirtied);
-        right.blocks = 0;
     }
 
     fn move_or_drop(&mut self, key: Key, right: &mut Tree, dropped: &mut Dropped) {
@@ -514,6 +531,7 @@ impl Tree {
         &mut self,
         freed: &mut Vec<BlockPtr>,
     ) -> Result<(Reaped, Dirtied, Dropped), TreeMiss> {
+        let already = freed.len();
         let (mut dirtied, mut dropped) = (Dirtied::default(), Dropped::default());
         let top = (0..DIRECT_POINTERS).rev().map(|i| Key { level: self.height, index: i as u64 });
         let mut found = None;
@@ -524,7 +542,6 @@ impl Tree {
             }
         }
         let Some(mut key) = found else {
-            self.blocks = 0;
             return Ok((Reaped::Empty, dirtied, dropped));
         };
         while key.level > 1 {
@@ -553,7 +570,8 @@ impl Tree {
         if key.level == self.height || self.bufs.contains_key(&key.parent()) {
             self.set_ptr(key, BlockPtr::HOLE);
         }
-        self.blocks = self.blocks.saturating_sub(freed.len() as u64);
+        let gone = (freed.len() - already) as u64 + dropped.fresh;
+        self.blocks -= i64::try_from(gone).unwrap_or(i64::MAX);
         Ok((Reaped::More, dirtied, dropped))
     }
 
@@ -585,12 +603,12 @@ impl Tree {
             let Ok(ptr) = self.ptr(key) else { panic!("{key:?} must be reachable to be punched") };
             let before = dropped.fresh;
             self.drop_buf(key, &mut dropped);
-            self.blocks = self.blocks.saturating_sub(dropped.fresh - before);
+            self.blocks -= i64::from(dropped.fresh != before);
             if !ptr.is_hole() {
                 self.dirty_ancestors(key, &mut dirtied);
                 self.set_ptr(key, BlockPtr::HOLE);
                 freed.push(ptr);
-                self.blocks = self.blocks.saturating_sub(1);
+                self.blocks -= 1;
             }
         }
         (dirtied, dropped)

@@ -23,7 +23,7 @@ use cairn_units::{
 use cairn_wafl_dir::{Dir, DirError, DirFault, DirId, DirKeys, DirRead, DirWrite};
 use cairn_wafl_format::{
     BITS_PER_BLOCK, BlockPtr, INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, VolumeRecord,
-    inode_flags,
+    VolumeSums, inode_flags,
 };
 
 use cairn_wafl_nvlog::HalfToken;
@@ -187,6 +187,8 @@ pub(crate) struct VolState {
     /// VVBNs in use by the last frozen consistency point.
     pub used_blocks: u64,
     pub files: u64,
+    /// What inodes and directories add up to: the inodes as of the last freeze, the rest as of now.
+    pub sums: VolumeSums,
     /// Newest log record applied.
     pub lsn: Lsn,
     pub zombie_head: InodeNo,
@@ -231,6 +233,7 @@ impl VolState {
             vvbn_end: r.vvbn_end,
             used_blocks: r.used_blocks,
             files: r.files,
+            sums: r.sums,
             lsn: r.lsn,
             zombie_head: r.zombie_head,
             object_next: r.object_next,
@@ -453,7 +456,7 @@ impl VolState {
             uid: i.uid,
             gid: i.gid,
             size: i.size,
-            used: file.tree.blocks().saturating_mul(BLOCK_BYTES_U64),
+            used: u64::try_from(file.tree.blocks()).unwrap_or(0).saturating_mul(BLOCK_BYTES_U64),
             device: DeviceNo { major: i.device.0, minor: i.device.1 },
             fsid: self.fsid,
             ino,

@@ -396,3 +396,58 @@ fn nothing_is_acknowledged_by_the_record_of_another_that_is_not_stable_yet() {
     rig.sim.block_on(second.wait()).unwrap();
     drop(first);
 }
+
+fn used_blocks(rig: &Rig, obj: ObjectRef) -> u64 {
+    match call(rig, Op::GetAttr { obj }) {
+        Ok(Reply::Attrs(attrs)) => attrs.used / 4096,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn used_of_a_file_with_holes_is_exact_after_a_cut_and_the_end_of_its_tail() {
+    let rig = Rig::small(9);
+    let root = volume(&rig, 1, 64 << 20);
+    let obj = create(&rig, root, "holes").unwrap();
+    // Every third block of 1200, and one far out.
+    for at in (0..1200u64).step_by(3) {
+        write(&rig, obj, 3, at * 4096, 4096).unwrap();
+    }
+    write(&rig, obj, 3, 100_000 * 4096, 4096).unwrap();
+    settle(&rig);
+    // Data, 5 nodes of level 1 and the far one, 2 of level 2.
+    assert_eq!(used_blocks(&rig, obj), 401 + 6 + 2);
+    for (keep, blocks) in [(901, 301 + 4 + 1), (300, 100 + 2 + 1), (2, 1 + 1 + 1), (0, 0)] {
+        let set = SetAttrs { size: Some(keep * 4096), ..SetAttrs::default() };
+        call(&rig, Op::SetAttr { obj, set, guard: None }).unwrap();
+        settle(&rig);
+        rig.check();
+        assert_eq!(used_blocks(&rig, obj), blocks, "cut to {keep} blocks");
+        check_read(&rig, obj, 3, 0, if keep == 0 { 0 } else { 4096 });
+    }
+    remove(&rig, root, "holes");
+    settle(&rig);
+    rig.check();
+}
+
+#[test]
+fn a_file_removed_while_the_tail_of_its_cut_is_freed_leaves_no_count_behind() {
+    let rig = Rig::small(10);
+    let root = volume(&rig, 1, 64 << 20);
+    for round in 0..3u64 {
+        let obj = create(&rig, root, "holes").unwrap();
+        for at in (0..3000u64).step_by(5) {
+            write(&rig, obj, 3, at * 4096, 4096).unwrap();
+        }
+        if round != 1 {
+            manage(&rig, Manage::ConsistencyPoint);
+        }
+        for keep in [2000u64, 1000] {
+            let set = SetAttrs { size: Some(keep * 4096 + 9), ..SetAttrs::default() };
+            call(&rig, Op::SetAttr { obj, set, guard: None }).unwrap();
+        }
+        remove(&rig, root, "holes");
+        settle(&rig);
+        rig.check();
+    }
+}

@@ -40,7 +40,7 @@ pub struct RawInode {
     uid: U32,
     gid: U32,
     size: U64,
-    blocks: U64,
+    blocks: I64,
     atime: I64,
     mtime: I64,
     ctime: I64,
@@ -67,6 +67,38 @@ pub struct RawInode {
 }
 const _: () = assert!(size_of::<RawInode>() == INODE_BYTES);
 const _: () = assert!(INLINE_BYTES_MAX == DIRECT_POINTERS * size_of::<RawPtr>());
+
+/// What one inode adds to the sums of its volume: the few fields that the running digests need,
+/// read without decoding the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InodeShare {
+    /// In use, and neither internal nor a zombie: it has names.
+    pub live: bool,
+    /// Directory.
+    pub directory: bool,
+    /// Names, and for a directory `.` and the `..` of its children.
+    pub links: i64,
+    /// Blocks, whatever the inode is.
+    pub blocks: i64,
+}
+
+impl InodeShare {
+    /// Share of the inode in `bytes`; nothing for bytes that are no inode of this version.
+    pub fn of(bytes: &[u8]) -> Self {
+        let Ok(raw) = RawInode::ref_from_bytes(bytes) else { return Self::default() };
+        let kind = InodeKind::from_raw(raw.kind).unwrap_or(InodeKind::Free);
+        if kind == InodeKind::Free {
+            return Self::default();
+        }
+        let live = kind != InodeKind::Internal && raw.flags.get() & inode_flags::ZOMBIE == 0;
+        Self {
+            live,
+            directory: kind == InodeKind::Directory,
+            links: i64::from(raw.links.get()),
+            blocks: raw.blocks.get(),
+        }
+    }
+}
 
 /// Kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,8 +162,9 @@ pub struct Inode {
     pub gid: Gid,
     /// Size in bytes.
     pub size: u64,
-    /// Blocks on disk: data and indirect.
-    pub blocks: u64,
+    /// Blocks on disk: data and indirect. Of a file with holes that was cut, what is known so far:
+    /// it is corrected when the cut-off tail is freed, and may be negative in a zombie till then.
+    pub blocks: i64,
     /// Last read.
     pub atime: WallTime,
     /// Last change of data.

@@ -13,12 +13,12 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use inode::{
-    DIRECT_POINTERS, INLINE_BYTES_MAX, INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, RawInode,
-    inode_flags,
+    DIRECT_POINTERS, INLINE_BYTES_MAX, INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, InodeShare,
+    RawInode, inode_flags,
 };
 pub use root::{
     AggregateRoot, LOG_POSITION_BYTES, RawAggregateRoot, RawVolume, VOLUME_NAME_BYTES_MAX,
-    VolumeRecord,
+    VolumeRecord, VolumeSums,
 };
 
 /// Version of all structures of this crate.

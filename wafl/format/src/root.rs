@@ -39,7 +39,8 @@ pub struct RawVolume {
     snapshot_next: U32,
     reserved_a: U32,
     name: [u8; VOLUME_NAME_BYTES_MAX],
-    reserved_b: [u8; 312],
+    sums: [I64; 7],
+    reserved_b: [u8; 256],
     inode_file: [u8; INODE_BYTES],
     inode_map: [u8; INODE_BYTES],
     active_map: [u8; INODE_BYTES],
@@ -49,6 +50,40 @@ pub struct RawVolume {
     lock_table: [u8; INODE_BYTES],
 }
 const _: () = assert!(size_of::<RawVolume>() == cairn_units::BLOCK_BYTES);
+
+/// Version of the volume record; 2 added the sums.
+const VOLUME_VERSION: u16 = 2;
+
+/// What the inodes and directories of a volume add up to. Each sum is kept where the thing itself
+/// is written, so that what must be equal comes from different code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeSums {
+    /// Directories.
+    pub dirs: i64,
+    /// Links of all directories.
+    pub dir_links: i64,
+    /// Files that have names and are no directories.
+    pub files: i64,
+    /// Links of all of them.
+    pub file_links: i64,
+    /// Entries of all directories, by their headers.
+    pub names: i64,
+    /// Blocks of all inodes, internal ones and zombies included.
+    pub blocks: i64,
+    /// Blocks that a cut gave to the wrong side and whose file is gone; 0 when no zombie is left.
+    pub residue: i64,
+}
+
+impl VolumeSums {
+    fn to_raw(self) -> [I64; 7] {
+        let s = self;
+        [s.dirs, s.dir_links, s.files, s.file_links, s.names, s.blocks, s.residue].map(I64::new)
+    }
+    fn from_raw(raw: [I64; 7]) -> Self {
+        let [dirs, dir_links, files, file_links, names, blocks, residue] = raw.map(I64::get);
+        Self { dirs, dir_links, files, file_links, names, blocks, residue }
+    }
+}
 
 /// A volume record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +118,8 @@ pub struct VolumeRecord {
     pub inode_end: u64,
     /// Where the search for free VVBNs goes on.
     pub vvbn_cursor: u64,
+    /// What its inodes and directories add up to.
+    pub sums: VolumeSums,
     /// The file of inodes.
     pub inode_file: Inode,
     /// Bitmap of inodes in use.
@@ -107,11 +144,11 @@ impl VolumeRecord {
         if raw.magic != VOLUME_MAGIC {
             return Err(FormatError::NotThis { structure: S });
         }
-        if raw.version.get() != FORMAT_VERSION {
+        if raw.version.get() != VOLUME_VERSION {
             return Err(FormatError::Version {
                 structure: S,
                 found: raw.version.get(),
-                known: FORMAT_VERSION,
+                known: VOLUME_VERSION,
             });
         }
         let field = |field| FormatError::Field { structure: S, field };
@@ -136,6 +173,7 @@ impl VolumeRecord {
             hash_key: raw.hash_key,
             inode_end: raw.inode_end.get(),
             vvbn_cursor: raw.vvbn_cursor.get(),
+            sums: VolumeSums::from_raw(raw.sums),
             inode_file: Inode::decode(&raw.inode_file)?,
             inode_map: Inode::decode(&raw.inode_map)?,
             active_map: Inode::decode(&raw.active_map)?,
@@ -155,7 +193,7 @@ impl VolumeRecord {
         };
         let raw = RawVolume {
             magic: VOLUME_MAGIC,
-            version: FORMAT_VERSION.into(),
+            version: VOLUME_VERSION.into(),
             state: u16::from(self.deleting).into(),
             name_bytes: name_bytes.into(),
             fold_version: FOLD_VERSION.into(),
@@ -175,7 +213,8 @@ impl VolumeRecord {
             snapshot_next: 1.into(),
             reserved_a: 0.into(),
             name,
-            reserved_b: [0; 312],
+            sums: self.sums.to_raw(),
+            reserved_b: [0; 256],
             inode_file: self.inode_file.encode(),
             inode_map: self.inode_map.encode(),
             active_map: self.active_map.encode(),
@@ -334,6 +373,15 @@ mod tests {
             hash_key: [1; 16],
             inode_end: 10,
             vvbn_cursor: 11,
+            sums: VolumeSums {
+                dirs: 12,
+                dir_links: 13,
+                files: 14,
+                file_links: 15,
+                names: 16,
+                blocks: 17,
+                residue: -18,
+            },
             inode_file: inode.clone(),
             inode_map: inode.clone(),
             active_map: inode.clone(),

@@ -19,6 +19,7 @@ use cairn_raid_api::{LogAreaError, LogStore};
 use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{AggregateUuid, Blocks, Lsn};
 use tokio::sync::{Notify, watch};
+use tracing::Instrument;
 
 use crate::format::{LogId, encode};
 use crate::join::JoinAll;
@@ -379,9 +380,14 @@ async fn write_rounds(shared: Arc<Shared>) {
             continue;
         };
         if mutant("log-acknowledged-before-stable") {
-            shared.progress.send_replace(Progress { durable: round.last, failed: None });
+            shared.progress.send_replace(Progress { durable: round.last(), failed: None });
         }
-        let results = write_round(&shared, &round).await;
+        let span = tracing::debug_span!(
+            "log_round",
+            last_lsn = round.last().get(),
+            records = round.records()
+        );
+        let results = write_round(&shared, &round).instrument(span).await;
         shared.lock().complete(&round, &results);
         shared.publish();
     }

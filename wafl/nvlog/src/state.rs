@@ -121,6 +121,16 @@ pub(crate) struct Round {
     pub(crate) last: Lsn,
 }
 
+impl Round {
+    /// Newest record in it.
+    pub(crate) fn last(&self) -> Lsn {
+        self.last
+    }
+    pub(crate) fn records(&self) -> usize {
+        self.batches.iter().map(|b| b.records.len()).sum()
+    }
+}
+
 /// How the copies of one batch took it, in the order of its areas.
 pub(crate) type CopyResults = Vec<Result<(), LogAreaError>>;
 
