@@ -8,6 +8,7 @@ help:
 	@echo 'make test    unit tests, house rules, system tests with the real Linux client (25 minutes at most)'
 	@echo 'make bench   our server beside its peers in one run; writes docs/performance.md'
 	@echo 'make soak    the system tests that find more the longer they run (SOAK_HOURS, default 8)'
+	@echo 'make mutants breaks the program on purpose and sees whether the tests notice'
 	@echo 'make lint    formatting and clippy'
 
 # DEMO passes options: make demo DEMO='--disks 12 --raid raid4'
@@ -30,8 +31,11 @@ bench:
 soak:
 	@tests/run soak
 
+mutants:
+	@tests/mutants/run
+
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked
 
-.PHONY: help demo test unit system bench soak lint
+.PHONY: help demo test unit system bench soak mutants lint

@@ -6,6 +6,7 @@
 //! a volume or a disk.
 
 pub mod block;
+pub mod mutants;
 pub mod real;
 
 use core::future::Future;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use cairn_units::{MonoTime, WallTime};
 
 pub use block::{Block, BlockMut, Payload};
+pub use mutants::mutant;
 
 /// An owned future that may move between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use cairn_sys::mutant;
 use cairn_units::MonoTime;
 use tokio::sync::oneshot;
 
@@ -134,7 +135,7 @@ impl ReplayCache {
             Some(Entry::Running { parked }) => parked,
             other => unreachable!("{key:?} has a ticket but is {other:?}"),
         };
-        if reply.len() <= REPLY_BYTES_MAX {
+        if reply.len() <= REPLY_BYTES_MAX && !mutant("reply-not-kept") {
             shard.bytes += reply.len();
             shard.order.push_back((key, now));
             shard.entries.insert(key, Entry::Done { reply: reply.clone(), since: now });

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use cairn_raid_api::{ROOT_BYTES_MAX, RootRecord, WriteError};
 use cairn_raid_disk::DiskError;
-use cairn_sys::{Block, BoxFuture};
+use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::{AggregateUuid, CpCount};
 
 use crate::core::{Core, Interval};
@@ -78,7 +78,9 @@ impl Core {
     async fn end_interval(&self, interval: &mut Interval) -> Result<(u64, bool), WriteError> {
         let view = self.view();
         let dirty: Vec<Arc<Member>> = view.alive().into_iter().filter(|m| m.take_dirty()).collect();
-        self.flush_members(&dirty).await;
+        if !mutant("root-without-flush") {
+            self.flush_members(&dirty).await;
+        }
         self.settle().await?;
         for group in self.view().groups.values() {
             self.check_group(group)?;
@@ -132,7 +134,11 @@ impl Core {
             .map(|member| {
                 let (member, block) = (member.clone(), block.clone());
                 let write: BoxFuture<_> = Box::pin(async move {
-                    member.write_stable(member.layout.root_dbn(next.slot), vec![block]).await
+                    let at = member.layout.root_dbn(next.slot);
+                    if mutant("root-not-flushed") {
+                        return member.disk.write(at, vec![block]).await;
+                    }
+                    member.write_stable(at, vec![block]).await
                 });
                 write
             })

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use cairn_raid_api::{RaidCounters, RootRecord, ScrubStatus};
 use cairn_raid_disk::{DiskError, REQUEST_BLOCKS_MAX};
-use cairn_sys::{Block, BoxFuture, World};
+use cairn_sys::{Block, BoxFuture, World, mutant};
 use cairn_units::{Dbn, DiskUuid, GroupNo};
 
 use crate::member::Member;
@@ -251,6 +251,7 @@ impl Core {
             futures.push(Box::pin(async move {
                 match write_disk(&member, writes).await {
                     Ok(()) => None,
+                    Err(_) if mutant("write-error-lost") => None,
                     Err(error) => Some((member, error)),
                 }
             }));

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{ColumnState, WriteError};
 use cairn_raid_disk::DiskError;
-use cairn_sys::{Block, BoxFuture};
+use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::{ColumnNo, DiskUuid, GroupNo};
 
 use crate::Event;
@@ -86,6 +86,9 @@ impl Core {
             .map(|(u, m)| (*u, m.clone()))
             .collect();
         self.publish(View::new(config.clone(), members, Some(&old)));
+        if mutant("dead-disk-not-recorded") {
+            return Ok(());
+        }
         self.store_config(&config).await
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_raid_api::{ReadError, ReadRequest};
-use cairn_sys::{Block, BoxFuture};
+use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::Crc;
 
 use crate::core::{Core, Purpose, Want, Writes, count};
@@ -67,7 +67,7 @@ impl Core {
         }
         for ((i, expect), answer) in places.into_iter().zip(self.read_many(wants).await) {
             if let Ok(block) = answer
-                && crc_of(&block[..]) == expect
+                && (crc_of(&block[..]) == expect || mutant("checksum-not-compared"))
             {
                 answers[i] = Some(Ok(block));
             }

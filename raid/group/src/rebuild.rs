@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{ColumnState, WriteError};
 use cairn_raid_parity::is_zero;
+use cairn_sys::mutant;
 use cairn_units::GroupNo;
 
 use crate::Event;
@@ -161,7 +162,9 @@ impl Core {
                 .filter_map(|s| Some((s.member.as_ref()?.uuid, s.progress.load(Ordering::Acquire))))
                 .collect()
         };
-        self.flush_interval().await?;
+        if !mutant("rebuild-mark-before-flush") {
+            self.flush_interval().await?;
+        }
         let _config = self.config.lock().await;
         let mut config = self.view().config.clone();
         let Some(group) = config.groups.get_mut(&group) else { return Ok(()) };

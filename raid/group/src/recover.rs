@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_raid_api::{RootRecord, WriteError};
-use cairn_sys::Block;
+use cairn_sys::{Block, mutant};
 use cairn_units::GroupNo;
 
 use crate::Event;
@@ -108,7 +108,7 @@ impl Core {
         for (i, block) in whole.iter().enumerate() {
             let member = group.slots[i].readable(record.stripe);
             let (Some(member), Some(block)) = (member, block) else { continue };
-            if cells.cells[i].good() != Some(block) {
+            if cells.cells[i].good() != Some(block) && !mutant("recovery-leaves-parity") {
                 self.stage_block(group, stamps, record.stripe, i, block, member, writes);
             }
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use cairn_raid_api::BlockTag;
 use cairn_raid_disk::DiskError;
-use cairn_sys::Block;
+use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Crc, Dbn, DiskUuid, Fsid, Vvbn};
 
 use crate::member::{Member, RegionKnown};
@@ -126,7 +126,7 @@ impl RegionStamps {
     }
     fn target(&self) -> u8 {
         match self.durable {
-            Some(0) => 1,
+            Some(0) if !mutant("durable-stamps-overwritten") => 1,
             _ => 0,
         }
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use cairn_raid_api::WriteError;
 use cairn_raid_disk::DiskError;
-use cairn_sys::{Block, BoxFuture};
+use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::{AggregateUuid, Dbn, DiskUuid, GroupNo};
 
 use crate::core::{Core, count};
@@ -201,6 +201,9 @@ impl Core {
     /// # Errors
     /// When no disk is left that takes the log.
     pub(crate) async fn log_append(&self, records: Vec<Record>) -> Result<(), WriteError> {
+        if mutant("stripe-log-skipped") {
+            return Ok(());
+        }
         let (done, answer) = tokio::sync::oneshot::channel();
         lock(&self.log.queue).push(Waiting { records, done });
         {
@@ -276,6 +279,9 @@ async fn write_log_blocks(member: &Member, at: Dbn, blocks: Vec<Block>) -> Resul
     for (i, chunk) in blocks.chunks(cairn_raid_disk::REQUEST_BLOCKS_MAX).enumerate() {
         let offset = (i * cairn_raid_disk::REQUEST_BLOCKS_MAX) as u64;
         member.disk.write(at.plus(offset), chunk.to_vec()).await?;
+    }
+    if mutant("stripe-log-not-flushed") {
+        return Ok(());
     }
     member.disk.flush().await
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
-use cairn_sys::Block;
+use cairn_sys::{Block, mutant};
 use cairn_units::GroupNo;
 
 use crate::code::{Parity, xor_block};
@@ -261,6 +261,9 @@ impl Core {
             cells.cells[i] = Cell::Unread;
             let block =
                 if diagonal { outcome.parity.diagonal.as_ref() } else { Some(&outcome.parity.row) };
+            if diagonal && mutant("diagonal-parity-stale") {
+                continue;
+            }
             let (Some(member), Some(block)) = (group.slots[i].writable(), block) else { continue };
             let Some(entry) = stamps.entry(i, job.stripe) else { continue };
             lock(entry).set(job.stripe, stamp_parity(crc_of(&block[..])));
@@ -398,6 +401,7 @@ impl Job {
                 .encode(unmodified.filter_map(|i| kept[i].as_ref().map(|b| (column(i), b))));
             Rest::Partial(core::iter::once(partial.row).chain(partial.diagonal).collect())
         };
+        let rest = if mutant("partial-parity-not-logged") { Rest::Zero } else { rest };
         Ok(Outcome { parity, rest, old })
     }
 

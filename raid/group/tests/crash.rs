@@ -3,6 +3,7 @@
 mod common;
 
 use cairn_raid_group::RaidKind;
+use cairn_sim::CutPolicy;
 use common::{Bench, Shape};
 
 fn shape(seed: u64) -> Shape {
@@ -87,6 +88,22 @@ fn power_cut_anywhere_with_one_disk_missing_loses_no_committed_block() {
 fn power_cut_anywhere_with_two_disks_missing_loses_no_committed_block() {
     for seed in seeds(2_000_000) {
         crash_story(seed, 2);
+    }
+}
+
+/// An answered commit is stable: disks that keep nothing of what was not flushed have its root.
+#[test]
+fn the_root_of_an_answered_commit_is_there_when_nothing_unflushed_is() {
+    for seed in 0..10 {
+        let mut bench = Bench::new(seed, shape(seed));
+        for _ in 0..1 + seed % 3 {
+            assert!(bench.cp(40));
+        }
+        bench.sim.power_cut_with(&CutPolicy::DropAll);
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.verify();
     }
 }
 

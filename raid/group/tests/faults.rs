@@ -172,6 +172,44 @@ fn rebuild_cut_by_power_resumes_from_its_mark() {
     assert!(resumed > 0, "no seed resumed from a mark: the test proves nothing");
 }
 
+/// The same rebuild, cut after each order that it gives: whatever mark is found, what lies below
+/// it is there.
+#[test]
+fn a_rebuild_cut_after_any_order_never_marks_what_is_not_durable() {
+    let (mut unmarked, mut marked) = (0, 0);
+    for n in 1..400 {
+        let shape = Shape { disks: 6, spares: 1, blocks: 40_960, ..Shape::dp() };
+        let mut bench = Bench::new(77, shape);
+        bench.stripes = 16_000;
+        for _ in 0..3 {
+            assert!(bench.cp(60));
+        }
+        bench.disks[2].die();
+        assert!(bench.cp(60));
+        bench.sim.cut_power_at(n);
+        let (agg, clock) = (bench.agg(), bench.sim.world().clock);
+        let ended = bench.sim.block_on_or_cut(async move {
+            while agg.disks().iter().any(|d| d.state == ColumnState::Rebuilding) {
+                clock.sleep(core::time::Duration::from_millis(1)).await;
+            }
+        });
+        if ended.is_some() {
+            assert!(unmarked > 0 && marked > 0, "the cuts lie before and behind a mark");
+            return;
+        }
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        let found = bench.agg().disks().into_iter().find_map(|d| d.rebuild);
+        match found {
+            Some((done, _)) if done.get() == 0 => unmarked += 1,
+            _ => marked += 1,
+        }
+        bench.verify();
+    }
+    panic!("the rebuild did not end");
+}
+
 /// What the stripe log said of the spare before the rebuild must not be replayed over it.
 #[test]
 fn power_cut_after_a_rebuild_with_uncommitted_writes_keeps_what_was_rebuilt() {

@@ -7,10 +7,12 @@
 //! Source: `docs/architecture.md` (arrows), `CONTRIBUTING` part of the README (sizes, words).
 
 mod arrows;
+mod mutants;
 mod tree;
 mod words;
 
 pub use arrows::{arrows, lints_are_the_workspaces, versions_are_the_workspaces};
+pub use mutants::{mutants_are_never_built_in, mutants_are_registered};
 pub use tree::{ReadError, Tree};
 pub use words::{
     banned_words, dependencies_have_reasons, file_sizes, machine_paths, module_docs, vendor_marks,
@@ -20,7 +22,7 @@ pub use words::{
 pub type Rule = (&'static str, fn(&Tree) -> Vec<Violation>);
 
 /// Every rule.
-pub const RULES: [Rule; 9] = [
+pub const RULES: [Rule; 11] = [
     ("arrows", arrows),
     ("lints_are_the_workspaces", lints_are_the_workspaces),
     ("versions_are_the_workspaces", versions_are_the_workspaces),
@@ -30,6 +32,8 @@ pub const RULES: [Rule; 9] = [
     ("machine_paths", machine_paths),
     ("vendor_marks", vendor_marks),
     ("dependencies_have_reasons", dependencies_have_reasons),
+    ("mutants_are_never_built_in", mutants_are_never_built_in),
+    ("mutants_are_registered", mutants_are_registered),
 ];
 
 /// A place where a rule is broken.

@@ -6,9 +6,9 @@ use cairn_house::{RULES, Tree};
 
 fn check(name: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let tree = Tree::read(&root).unwrap();
+    let tree = Tree::read(&root).expect("the tree can be read");
     assert!(tree.files().count() > 20, "the tree was read");
-    let (_, rule) = RULES.iter().find(|(rule, _)| *rule == name).unwrap();
+    let (_, rule) = RULES.iter().find(|(rule, _)| *rule == name).expect("a rule");
     let violations: Vec<String> = rule(&tree).iter().map(ToString::to_string).collect();
     assert!(violations.is_empty(), "{}\n{}", violations.len(), violations.join("\n"));
 }
@@ -38,4 +38,6 @@ rules!(
     machine_paths,
     vendor_marks,
     dependencies_have_reasons,
+    mutants_are_never_built_in,
+    mutants_are_registered,
 );

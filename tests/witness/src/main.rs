@@ -8,7 +8,9 @@
 //! cairn-witness serve [--workers N] [--seed N] [--stable-only]  commands on stdin, one answer line each:
 //!     target HOST:PORT:MOUNTPORT:EXPORT    where the server is now          "ok"
 //!     start                                 workers begin to change files   "ok"
+//!     sever                                 the server's machine is off      "ok"
 //!     stop                                  they end (or the server did)    "stopped ops=.. broken=.."
+//!     stable                                it stopped cleanly: all is stable "ok"
 //!     verify                                everything acknowledged is there "verified .." / "LOST .."
 //!     names                                 the files there are, PATH:BLOCKS    "names .."
 //!     quit
@@ -24,9 +26,10 @@ mod rpc;
 mod worker;
 
 use std::io::{BufRead, Write};
+use std::net::{Shutdown, TcpStream};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use nfs::Target;
 use rpc::Error;
@@ -71,6 +74,8 @@ struct Witness {
     workers: Vec<Worker>,
     running: Vec<std::thread::JoinHandle<(Worker, Ended)>>,
     halt: Arc<AtomicBool>,
+    /// Connections of the workers, to be cut when nobody is left to do it at the other end.
+    lines: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 fn serve(words: &[&str]) -> Result<(), Error> {
@@ -81,7 +86,8 @@ fn serve(words: &[&str]) -> Result<(), Error> {
         workers.iter_mut().for_each(Worker::stable_only);
     }
     let halt = Arc::new(AtomicBool::new(false));
-    let mut witness = Witness { target: None, workers, running: Vec::new(), halt };
+    let lines = Arc::default();
+    let mut witness = Witness { target: None, workers, running: Vec::new(), halt, lines };
     let stdin = std::io::stdin();
     for line in stdin.lock().lines() {
         let line = line.map_err(Error::Broken)?;
@@ -89,7 +95,9 @@ fn serve(words: &[&str]) -> Result<(), Error> {
         let answer = match command {
             "target" => witness.target(rest),
             "start" => witness.start(),
+            "sever" => witness.sever(),
             "stop" => witness.stop(),
+            "stable" => witness.stable(),
             "verify" => witness.verify(),
             "names" => Ok(witness.names()),
             "quit" => return Ok(()),
@@ -120,12 +128,28 @@ impl Witness {
         let target = self.place()?;
         self.halt.store(false, Ordering::SeqCst);
         for mut worker in self.workers.drain(..) {
-            let (target, halt) = (target.clone(), self.halt.clone());
+            let (target, halt, lines) = (target.clone(), self.halt.clone(), self.lines.clone());
             self.running.push(std::thread::spawn(move || {
-                let ended = worker.run(&target, &halt);
+                let ended = worker.run(&target, &halt, &lines);
                 (worker, ended)
             }));
         }
+        Ok("ok".to_owned())
+    }
+
+    /// Ends the workers' connections: a machine without power does not.
+    fn sever(&mut self) -> Result<String, Error> {
+        self.halt.store(true, Ordering::SeqCst);
+        for line in self.lines.lock().unwrap_or_else(|e| e.into_inner()).drain(..) {
+            // One that has ended already needs no more.
+            let _ended = line.shutdown(Shutdown::Both).is_err();
+        }
+        Ok("ok".to_owned())
+    }
+
+    /// Everything answered so far is stable, unstable writes too.
+    fn stable(&mut self) -> Result<String, Error> {
+        self.workers.iter_mut().for_each(Worker::stable);
         Ok("ok".to_owned())
     }
 
@@ -143,6 +167,7 @@ impl Witness {
             }
             self.workers.push(worker);
         }
+        self.lines.lock().unwrap_or_else(|e| e.into_inner()).clear();
         if let Some(error) = wrong {
             return Err(Error::Lost(error.to_string()));
         }

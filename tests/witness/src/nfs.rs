@@ -2,7 +2,7 @@
 //!
 //! Layer: above `rpc`. Times and wcc data are passed over: the conformance suite checks them.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use crate::rpc::{Connection, Error, In, Out};
 
@@ -94,6 +94,11 @@ impl Client {
     /// Connects.
     pub(crate) fn open(target: &Target) -> Result<Self, Error> {
         Ok(Self { connection: Connection::open(target.nfs)? })
+    }
+
+    /// The connection, to be ended by somebody else.
+    pub(crate) fn line(&self) -> Result<TcpStream, Error> {
+        self.connection.line()
     }
 
     /// The root of the export.

@@ -112,6 +112,11 @@ impl Connection {
         Ok(Self { stream, xid: std::process::id().rotate_left(16) })
     }
 
+    /// Another holder of the same connection.
+    pub(crate) fn line(&self) -> Result<TcpStream, Error> {
+        Ok(self.stream.try_clone()?)
+    }
+
     /// Sends a call of root; returns its number.
     pub(crate) fn send(
         &mut self,

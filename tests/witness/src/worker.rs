@@ -5,6 +5,8 @@
 //! so that a block of another place or time is told apart.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpStream;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::nfs::{Client, FILE_SYNC, Handle, Target, UNSTABLE};
@@ -136,10 +138,21 @@ impl Worker {
         self.next
     }
 
+    /// What was answered is stable, as after a clean stop of the server.
+    pub(crate) fn stable(&mut self) {
+        self.files.values_mut().for_each(File::all_stable);
+    }
+
     /// Works until it is halted or the server is gone.
-    pub(crate) fn run(&mut self, target: &Target, halt: &AtomicBool) -> Ended {
+    pub(crate) fn run(
+        &mut self,
+        target: &Target,
+        halt: &AtomicBool,
+        lines: &Mutex<Vec<TcpStream>>,
+    ) -> Ended {
         let worked = (|| {
             let mut client = Client::open(target)?;
+            lines.lock().unwrap_or_else(|e| e.into_inner()).push(client.line()?);
             self.enter(&mut client, target)?;
             while !halt.load(Ordering::Relaxed) {
                 self.step(&mut client)?;

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
-use cairn_sys::Block;
+use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
 use cairn_wafl_format::{
     AggregateRoot, BITS_PER_BLOCK, BlockPtr, CONTAINER_ENTRIES_PER_BLOCK, INODE_BYTES,
@@ -753,7 +753,9 @@ impl Run<'_> {
         loop {
             match space.free_ready(at) {
                 Ok(()) => {
-                    space.free(at);
+                    if !mutant("map-bit-not-cleared") {
+                        space.free(at);
+                    }
                     return Ok(());
                 }
                 Err(miss) => self.inner.load_space(space, SpaceFile::Map, miss).await?,
@@ -800,7 +802,7 @@ impl Run<'_> {
                 }
             }
         }
-        if let Err((before, now)) = space.check() {
+        if let (Err((before, now)), false) = (space.check(), mutant("digest-not-checked")) {
             let what = "active map of the aggregate".to_owned();
             return Err(CpError::Digest { what, before, now });
         }
@@ -834,7 +836,7 @@ impl Run<'_> {
 
 /// Where a block really lies: the hint, as long as no block of the volume was ever moved.
 fn authority(st: &VolState, ptr: BlockPtr) -> Result<Pvbn, Miss> {
-    if st.relocations == 0 {
+    if st.relocations == 0 || mutant("hint-trusted") {
         return Ok(ptr.pvbn);
     }
     let key = Key::data(ptr.vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK);
@@ -955,3 +957,6 @@ fn flip(st: &mut VolState, vvbn: u64, used: bool) {
         block[byte] ^= mask;
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use cairn_op::Verifier;
 use cairn_raid_api::{Aggregate, AggregateAdmin, ReadError, ReadRequest};
-use cairn_sys::{BoxFuture, World};
+use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{CpCount, Fsid, Pvbn};
 use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
 use tokio::sync::{Notify, watch};
@@ -155,7 +155,9 @@ pub(crate) struct Parts {
 
 impl Inner {
     pub fn new(parts: Parts) -> Self {
-        let verifier = Verifier(parts.world.entropy.next_u64().to_le_bytes());
+        let chance = parts.world.entropy.next_u64();
+        let chance = if mutant("verifier-constant") { 1 } else { chance };
+        let verifier = Verifier(chance.to_le_bytes());
         let cp = parts.engine.cp.get();
         let (free, total) =
             (parts.engine.space.free_blocks(), parts.aggr.geometry().data_blocks().get());

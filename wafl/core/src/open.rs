@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{Aggregate, AggregateAdmin, ReadRequest};
-use cairn_sys::{Payload, World};
+use cairn_sys::{Payload, World, mutant};
 use cairn_units::{BLOCK_BYTES_U64, CpCount, Fsid, Lsn};
 use cairn_wafl_format::{AggregateRoot, FormatError, VolumeRecord};
 use cairn_wafl_nvlog::{
@@ -249,7 +249,7 @@ impl Inner {
         for (count, record) in (1u64..).zip(records) {
             let RecoveredRecord { lsn, record } = record;
             let Some(volume) = self.volume(record.fsid) else { continue };
-            if lsn <= volume.lock().lsn {
+            if lsn <= volume.lock().lsn && !mutant("replayed-twice") {
                 continue;
             }
             let failed = |what: String| OpenError::Replay { lsn, fsid: record.fsid, what };

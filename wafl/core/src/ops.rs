@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use cairn_op::{
     Failure, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply, Stability, Status, Submitted,
 };
-use cairn_sys::Payload;
+use cairn_sys::{Payload, mutant};
 use cairn_units::{BLOCK_BYTES_U64, Blocks, CpCount, InodeNo, Lsn, MonoTime};
 use cairn_wafl_nvlog::{
     LogBlock, RECORD_PAYLOAD_BLOCKS_MAX, Record, RecordKind, Reservation, ReserveError,
@@ -359,7 +359,8 @@ impl Inner {
         if let Some(wait) = self.lacks_space(st, &change) {
             return wait;
         }
-        let unstable = matches!(answer, Answer::Written { stability: Stability::Unstable, .. });
+        let unstable = matches!(answer, Answer::Written { stability: Stability::Unstable, .. })
+            || (matches!(answer, Answer::Written { .. }) && mutant("stable-write-not-logged"));
         let body = change.encode(call.now);
         // What no record or no half of the log could ever hold becomes stable with a
         // consistency point.
@@ -469,6 +470,9 @@ impl Inner {
             last = Some(self.append(st, reservation, record));
         }
         st.file_mut(ino).unlogged.clear();
+        if mutant("commit-does-not-wait") {
+            return Attempt::Done(Ok(reply(st)));
+        }
         Attempt::Wait { lsn: last, cp, reply: reply(st) }
     }
 }

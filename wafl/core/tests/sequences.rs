@@ -13,9 +13,15 @@ fn run(seed: u64, count: usize, cuts: bool) {
     let fsid = Fsid::new(1);
     let made = Runner::new(rig.sim.world(), rig.dmodule(), fsid);
     let mut runner = rig.sim.block_on(made).unwrap_or_else(|d| panic!("seed {seed}: {d}"));
+    let mut verifier = rig.dmodule().verifier();
+    let mut restarted = |rig: &Rig| {
+        // Clients learn from it that unstable writes may be gone.
+        let before = core::mem::replace(&mut verifier, rig.dmodule().verifier());
+        assert!(before != verifier, "seed {seed}: a restart keeps the verifier");
+    };
     for step in steps_from_seed(seed, count) {
         if cuts && rig.sim.random().is_multiple_of(8) {
-            rig.sim.cut_power_at(rig.sim.orders() + 1 + rig.sim.random() % 40);
+            rig.sim.cut_power_at(1 + rig.sim.random() % 40);
         }
         let done = rig.sim.block_on_or_cut(runner.step(&step));
         let event = match done {
@@ -25,6 +31,7 @@ fn run(seed: u64, count: usize, cuts: bool) {
                 drop(runner.release());
                 rig.after_cut();
                 rig.restart();
+                restarted(&rig);
                 rig.check();
                 let next = rig.sim.block_on(runner.remounted(rig.dmodule()));
                 next.unwrap_or_else(|d| panic!("seed {seed}, power cut: {d}"));
@@ -44,6 +51,7 @@ fn run(seed: u64, count: usize, cuts: bool) {
                 rig.clean_restart();
             }
         }
+        restarted(&rig);
         rig.check();
         let next = rig.sim.block_on(runner.remounted(rig.dmodule()));
         next.unwrap_or_else(|d| panic!("seed {seed}, {event:?}: {d}"));

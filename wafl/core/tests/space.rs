@@ -9,6 +9,7 @@ use cairn_op::{
     ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply,
     SetAttrs, Stability, Status, Submitted, Verifier,
 };
+use cairn_raid_group::RaidKind;
 use cairn_sys::Payload;
 use cairn_units::{Fsid, OpNo, VserverId};
 use common::Rig;
@@ -287,6 +288,87 @@ fn numbers_of_removed_files_come_back_after_a_point_and_creating_stays_cheap() {
     rig.check();
     // Two rounds lie between consistency points, so 800 numbers are in use or not yet free.
     assert!(highest < 2000, "inode {highest} for 400 files");
+}
+
+#[test]
+fn a_reference_to_a_removed_file_is_stale_when_its_number_is_used_again() {
+    let rig = Rig::small(9);
+    let root = volume(&rig, 1, 64 << 20);
+    let old = create(&rig, root, "old").unwrap();
+    // Numbers are looked for below the highest once enough of them are free.
+    for i in 0..600 {
+        create(&rig, root, &format!("f{i}")).unwrap();
+    }
+    for i in 0..600 {
+        remove(&rig, root, &format!("f{i}"));
+    }
+    remove(&rig, root, "old");
+    manage(&rig, Manage::ConsistencyPoint);
+    let mut made = (0..1000).map(|i| create(&rig, root, &format!("g{i}")).unwrap());
+    let new = made.find(|obj| obj.ino == old.ino).expect("the number comes back");
+    assert_ne!(new.generation, old.generation);
+    write(&rig, new, 3, 0, 4096).unwrap();
+    let data = Payload::copy_from(0, b"not here");
+    for op in [
+        Op::GetAttr { obj: old },
+        Op::Read { obj: old, offset: 0, count: 1 },
+        Op::Write { obj: old, offset: 0, data, stability: Stability::FileSync },
+        Op::Commit { obj: old, offset: 0, count: 0 },
+        Op::Link { obj: old, dir: root, name: name("link") },
+        Op::SetAttr {
+            obj: old,
+            set: SetAttrs { size: Some(0), ..SetAttrs::default() },
+            guard: None,
+        },
+    ] {
+        let refused = call(&rig, op).map(drop).map_err(|f| f.status);
+        assert_eq!(refused, Err(Status::Stale));
+    }
+    check_read(&rig, new, 3, 0, 4096);
+}
+
+/// A long replay commits on its way; the start after a cut behind that must not do again what the
+/// root contains already.
+#[test]
+fn a_replay_cut_behind_its_own_point_does_nothing_twice() {
+    let mut cuts = 0;
+    for n in (1..).map(|i| i * 7) {
+        let mut rig = Rig::new(10, RaidKind::RaidDp, 6, 131_072);
+        rig.config.cache_blocks = 32_768;
+        rig.clean_restart();
+        let root = volume(&rig, 1, 256 << 20);
+        manage(&rig, Manage::ConsistencyPoint);
+        for i in 0..100 {
+            let obj = create(&rig, root, &format!("f{i}")).unwrap();
+            let data = Payload::copy_from(0, &bytes_at(i, 0, 8 * 4096));
+            let stability = Stability::FileSync;
+            call(&rig, Op::Write { obj, offset: 0, data, stability }).unwrap();
+            if i % 3 == 0 {
+                call(&rig, Op::Link { obj, dir: root, name: name(&format!("l{i}")) }).unwrap();
+            }
+        }
+        rig.config.cache_blocks = 256;
+        rig.power_cut();
+        rig.sim.cut_power_at(n);
+        let through = rig.open_or_cut();
+        rig.sim.cancel_cut();
+        if !through {
+            cuts += 1;
+            rig.after_cut();
+            rig.restart();
+        }
+        rig.check();
+        for i in 0..100 {
+            let found = call(&rig, Op::Lookup { dir: root, name: name(&format!("f{i}")) }).unwrap();
+            let Reply::Found { obj, attrs, .. } = found else { panic!("{found:?}") };
+            assert_eq!(attrs.links, 1 + u32::from(i % 3 == 0), "f{i}");
+            check_read(&rig, obj, i, 0, 8 * 4096);
+        }
+        if through {
+            break;
+        }
+    }
+    assert!(cuts > 10, "{cuts} cuts");
 }
 
 #[test]

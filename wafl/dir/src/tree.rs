@@ -5,7 +5,7 @@
 
 use core::ops::ControlFlow;
 
-use cairn_sys::Block;
+use cairn_sys::{Block, mutant};
 use cairn_units::{Blocks, Cookie};
 
 use crate::keys::{DirKeys, Folded, Key};
@@ -159,8 +159,10 @@ impl<'v, V: DirRead> Dir<'v, V> {
         let (_, root) = self.open()?;
         let mut path = self.descend(root, Key(from))?;
         let mut least = from;
+        let mut skip = usize::from(from > 1 && mutant("cookie-skips-a-name"));
         loop {
             let (leaf, start) = path.leaf()?;
+            let start = start + core::mem::take(&mut skip);
             for index in start..leaf.count() {
                 let entry = leaf.entry(index)?;
                 if entry.key.0 < least || entry.key.0 == u64::MAX {
@@ -171,7 +173,7 @@ impl<'v, V: DirRead> Dir<'v, V> {
                     return Ok(ListEnd::Stopped);
                 }
             }
-            if !self.next_leaf(&mut path)? {
+            if !self.next_leaf(&mut path)? || mutant("listing-ends-at-leaf") {
                 return Ok(ListEnd::End);
             }
         }

@@ -16,7 +16,7 @@ use core::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cairn_raid_api::{LogAreaError, LogStore};
-use cairn_sys::{BoxFuture, World};
+use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{AggregateUuid, Blocks, Lsn};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
@@ -379,6 +379,9 @@ async fn write_rounds(shared: Arc<Shared>) {
             shared.work.notified().await;
             continue;
         };
+        if mutant("log-acknowledged-before-stable") {
+            shared.progress.send_replace(Progress { durable: round.last(), failed: None });
+        }
         let span = tracing::debug_span!(
             "log_round",
             last_lsn = round.last().get(),

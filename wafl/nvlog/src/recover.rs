@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
-use cairn_sys::Block;
+use cairn_sys::{Block, mutant};
 use cairn_units::{AggregateUuid, Lsn};
 
 use crate::format::{BatchHead, Decoded, LogId, decode_descriptors, decode_header};
+use crate::state::slot_of;
 use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
 
 /// Blocks read at once while searching.
@@ -192,7 +193,7 @@ impl Reader {
         if at.checked_add(count)? > self.half_blocks {
             return None;
         }
-        let base = (half % 2) * self.half_blocks;
+        let base = slot_of(half) * self.half_blocks;
         match self.store.read(area, base + at, count_blocks).await {
             Ok(blocks) if blocks.len() == count_blocks => Some(blocks),
             Ok(_) => None,
@@ -397,7 +398,7 @@ impl Reader {
                 if there < other.batches {
                     return Err(RecoverError::Damaged { half: other.half, batch: there });
                 }
-                if other.peer && there == other.batches {
+                if other.peer && there == other.batches && !mutant("torn-round-kept") {
                     if Some(batch.head.round) != last_round {
                         return Err(RecoverError::Damaged { half: other.half, batch: there });
                     }

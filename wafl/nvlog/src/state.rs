@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use cairn_raid_api::{LogAreaError, LogAreaId};
+use cairn_sys::mutant;
 use cairn_units::{Blocks, Lsn};
 
 use crate::format::{BatchHead, OtherHalf, batch_blocks, record_bytes};
@@ -117,7 +118,7 @@ pub(crate) struct RoundBatch {
 /// What is written together.
 pub(crate) struct Round {
     pub(crate) batches: Vec<RoundBatch>,
-    last: Lsn,
+    pub(crate) last: Lsn,
 }
 
 impl Round {
@@ -387,7 +388,7 @@ impl State {
 
     /// Gives a batch its place in its half.
     fn place(&mut self, number: u64, batch: Taken, other: Option<OtherHalf>) -> RoundBatch {
-        let half_base = (number % 2) * self.half_blocks;
+        let half_base = slot_of(number) * self.half_blocks;
         let half_blocks = self.half_blocks;
         let Some(half) = self.halves.get_mut(&number) else {
             unreachable!("a round is made of halves in use");
@@ -407,7 +408,7 @@ impl State {
             unreachable!("a half has less than 2^32 blocks");
         };
         assert!(u64::from(end) <= half_blocks, "the room of a half was reserved");
-        half.next_block = end;
+        half.next_block = end - u32::from(mutant("log-ring-one-short"));
         half.next_batch += 1;
         half.named_successor |= batch.note;
         RoundBatch {
@@ -451,7 +452,7 @@ impl State {
             }
         }
         // The first half is named by the root record that was committed before it was opened.
-        if self.halves.len() == 1
+        if (self.halves.len() == 1 || mutant("log-half-not-announced"))
             && let Some(only) = self.halves.get_mut(&self.newest)
             && only.phase == Phase::Opened
         {
@@ -499,6 +500,11 @@ impl State {
             counters: self.counters,
         }
     }
+}
+
+/// Which slot of its areas a half lies in: not the one of its predecessor, which is still needed.
+pub(crate) fn slot_of(half: u64) -> u64 {
+    if mutant("log-half-cleared-early") { 0 } else { half % 2 }
 }
 
 /// Records taken for one batch.

@@ -7,6 +7,7 @@
 use cairn_oncrpc::Body;
 use cairn_oncrpc::xdr::{Decoder, Put, padding};
 use cairn_op::{Attrs, Entry, FileHandle, ListLimits, Op, WithFiles};
+use cairn_sys::mutant;
 use cairn_units::Cookie;
 
 use super::wire::{ArgsError, Nfsstat, POST_OP_ATTR_BYTES, handle, put_handle, put_post_op};
@@ -86,7 +87,7 @@ pub(super) fn encode(
         let cost = DIRCOUNT_ENTRY_BYTES as usize + name + padding(name);
         if out.len() > end || (written > 0 && cost > dircount) {
             out.truncate(before);
-            eof = false;
+            eof = mutant("listing-cut-says-end");
             break;
         }
         dircount = dircount.saturating_sub(cost);

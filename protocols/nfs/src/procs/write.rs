@@ -3,7 +3,7 @@
 use cairn_oncrpc::xdr::{DecodeError, Decoder, Put};
 use cairn_oncrpc::{Body, PayloadPlan};
 use cairn_op::{Attrs, Before, FileHandle, Op, Stability, Verifier};
-use cairn_sys::Payload;
+use cairn_sys::{Payload, mutant};
 
 use super::wire::{ArgsError, handle, put_wcc};
 use crate::config::IO_BYTES_MAX;
@@ -67,7 +67,9 @@ pub(super) fn encode(body: &mut Body, w: &Written<'_>) {
     body.bytes.put_u32(0);
     put_wcc(&mut body.bytes, w.before, w.after);
     body.bytes.put_u32(w.count);
-    body.bytes.put_u32(match w.stability {
+    let stability =
+        if mutant("unstable-called-stable") { Stability::FileSync } else { w.stability };
+    body.bytes.put_u32(match stability {
         Stability::Unstable => 0,
         Stability::DataSync => 1,
         Stability::FileSync => 2,

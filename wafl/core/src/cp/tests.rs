@@ -1,0 +1,87 @@
+//! What must hold inside a consistency point and cannot be seen from outside: the running digest,
+//! the order of freeing and giving out, and who says where a block lies.
+
+use cairn_cf::Manage;
+use cairn_raid_api::Aggregate;
+use cairn_raid_disk::Disk;
+use cairn_raid_group::{CreateOptions, RaidAggregate, RaidKind};
+use cairn_sim::{SimDiskConfig, SimWorld};
+use cairn_units::{Blocks, Crc};
+
+use super::*;
+use crate::{StorageConfig, StorageManager};
+
+/// A storage manager with one volume on RAID-DP on simulated disks.
+fn with_volume(seed: u64) -> (SimWorld, Arc<RaidAggregate>, StorageManager) {
+    let sim = SimWorld::new(seed);
+    let disk = |i: usize| sim.disk(SimDiskConfig::new(&format!("d{i}"), Blocks::new(4096)));
+    let disks: Vec<Arc<dyn Disk>> = (0..5).map(|i| disk(i).driver()).collect();
+    let options = CreateOptions::new(RaidKind::RaidDp, 0);
+    let made = RaidAggregate::create(sim.world(), disks, options);
+    let aggr = sim.block_on(made).expect("an aggregate is made");
+    let config = StorageConfig { cache_blocks: 2048, log_copies: None };
+    let opened = StorageManager::open(sim.world(), aggr.clone(), None, config);
+    let node = sim.block_on(opened).expect("the volumes open");
+    let volume = Manage::VolumeCreate { fsid: FSID, name: "v".to_owned(), size_bytes: 1 << 20 };
+    sim.block_on(node.inner.clone().manage(volume)).expect("a volume is made");
+    (sim, aggr, node)
+}
+
+const FSID: Fsid = Fsid::new(7);
+
+#[test]
+fn a_point_over_a_rotten_map_is_refused() {
+    let (sim, aggr, node) = with_volume(1);
+    let before = aggr.root().map(|r| r.cp);
+    let refused = sim.block_on(async {
+        let mut engine = node.inner.engine.lock().await;
+        engine.space.rot();
+        node.inner.consistency_point(&mut engine).await
+    });
+    assert!(matches!(refused, Err(CpError::Digest { .. })), "{refused:?}");
+    assert_eq!(aggr.root().map(|r| r.cp), before, "the root is the one before");
+}
+
+#[test]
+fn a_point_over_a_rotten_map_of_a_volume_is_refused() {
+    let (_sim, _aggr, node) = with_volume(2);
+    let volume = node.inner.volume(FSID).expect("it is there");
+    let mut st = volume.lock();
+    let mut pool = Vvbns::default();
+    pool.fill(&mut st, 4, &mut 0).expect("its maps are in memory");
+    assert_eq!(pool.check(&st), Ok(()));
+    st.active_map.edit(0, |block| block[100] ^= 1);
+    assert!(pool.check(&st).is_err());
+}
+
+#[test]
+fn a_freed_block_is_given_out_after_the_point_that_freed_it() {
+    let (_sim, aggr, _node) = with_volume(3);
+    let mut space = Space::new(aggr.geometry());
+    space.read_counts().expect("an empty file has no blocks to load");
+    space.reserve_zero();
+    let mut last = None;
+    while let Ok(at) = space.take() {
+        space.put(at, Block::zero(), Crc::new(0), BlockTag::default());
+        last = Some(at);
+    }
+    let freed = last.expect("there was a free block");
+    space.free(freed);
+    assert!(space.take().is_err(), "{freed:?} is part of the committed state");
+    space.close();
+    space.committed(CpCount::new(1));
+    assert_eq!(space.take().ok(), Some(freed));
+}
+
+#[test]
+fn the_container_map_decides_once_a_block_was_moved() {
+    let (_sim, _aggr, node) = with_volume(4);
+    let volume = node.inner.volume(FSID).expect("it is there");
+    let mut st = volume.lock();
+    let (vvbn, hint, moved) = (Vvbn::new(9), Pvbn::new(500), Pvbn::new(600));
+    set_container(&mut st, vvbn, moved);
+    let ptr = BlockPtr { vvbn, pvbn: hint, crc: Crc::new(1) };
+    assert_eq!(authority(&st, ptr).ok(), Some(hint));
+    st.relocations = 1;
+    assert_eq!(authority(&st, ptr).ok(), Some(moved));
+}
