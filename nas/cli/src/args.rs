@@ -67,6 +67,8 @@ pub enum Command {
     /// Verify every block
     #[command(subcommand)]
     Scrub(Scrub),
+    /// Compare the structures of a volume or of the aggregate with each other, and repair them
+    Check(Check),
     /// Show all counters
     Counters {
         /// Only those whose name contains this
@@ -401,6 +403,24 @@ pub enum Job {
         /// Number
         id: u64,
     },
+}
+
+/// The check.
+#[derive(clap::Args, Debug)]
+pub struct Check {
+    /// Volume to check; the whole aggregate when none is named
+    pub volume: Option<String>,
+    /// Put right what can be put right
+    #[arg(long)]
+    pub repair: bool,
+    /// Show what the last check found, and start none
+    #[arg(long, conflicts_with_all = ["volume", "repair", "disks"])]
+    pub status: bool,
+    /// Disks of a node that is stopped: check them without it
+    #[arg(long, num_args = 1.., value_name = "DISK", conflicts_with = "volume")]
+    pub disks: Vec<std::path::PathBuf>,
+    #[command(flatten)]
+    pub follow: Follow,
 }
 
 /// The scrub.

@@ -83,6 +83,9 @@ pub enum ClientError {
         /// What to do.
         what_to_do: String,
     },
+    /// A check without a node.
+    #[error(transparent)]
+    Offline(#[from] cairn_node::offline::OfflineError),
     /// The demo.
     #[error(transparent)]
     Demo(#[from] cairn_node::demo::DemoError),

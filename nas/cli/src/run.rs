@@ -4,15 +4,18 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use cairn_mhost::api::{
-    AggregateView, CounterView, DiskAdd, DiskView, ExplainView, ExportChange, ExportView, GroupAdd,
-    JobView, ScrubView, StatusView, VolumeChange, VolumeCreate, VolumeView,
+    AggregateView, CheckStart, CheckView, CounterView, DiskAdd, DiskView, ExplainView,
+    ExportChange, ExportView, GroupAdd, JobView, ScrubView, StatusView, VolumeChange, VolumeCreate,
+    VolumeView,
 };
 use cairn_mhost::model::{ExportRule, ScrubSchedule};
 use clap::CommandFactory;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::args::{Aggregate, Args, Command, Disk, Export, Follow, Job, Scrub, Target, Volume};
+use crate::args::{
+    Aggregate, Args, Check, Command, Disk, Export, Follow, Job, Scrub, Target, Volume,
+};
 use crate::client::{Client, ClientError, quoted};
 use crate::table;
 use crate::watch::follow;
@@ -206,6 +209,14 @@ impl Session {
         }
     }
 
+    fn check(&self, command: Check) -> Done {
+        if command.status {
+            return self.get("check", |c: &CheckView| table::check(c));
+        }
+        let body = CheckStart { volume: command.volume, repair: command.repair };
+        self.begin("POST", "check", &body, command.follow)
+    }
+
     fn counters(&self, filter: Option<&str>) -> Done {
         let mut all: Vec<CounterView> = self.client.get("counters")?;
         if let Some(part) = filter {
@@ -241,6 +252,11 @@ pub fn run(args: Args) -> Done {
         Command::Volume(command) => session(&target)?.volume(command),
         Command::Export(command) => session(&target)?.export(command),
         Command::Scrub(command) => session(&target)?.scrub(command),
+        Command::Check(command) if !command.disks.is_empty() => {
+            cairn_node::daemon::init_log("warn");
+            print(&cairn_node::offline::check(&command.disks, command.repair)?)
+        }
+        Command::Check(command) => session(&target)?.check(command),
         Command::Job(Job::List) => session(&target)?.get("jobs", |j: &Vec<JobView>| table::jobs(j)),
         Command::Job(Job::Show { id }) => {
             let show = |j: &JobView| table::jobs(std::slice::from_ref(j));

@@ -1,8 +1,8 @@
 //! Tables for people.
 
 use cairn_mhost::api::{
-    AggregateView, CounterView, DiskView, ExplainView, ExportView, JobView, PlaceView, ScrubView,
-    StatusView, VolumeView,
+    AggregateView, CheckView, CounterView, DiskView, ExplainView, ExportView, JobView, PlaceView,
+    ScrubView, StatusView, VolumeView,
 };
 use cairn_mhost::jobs::JobState;
 use cairn_mhost::model::{ExportRule, RuleAccess, RuleSquash, VolumeState};
@@ -321,6 +321,31 @@ pub fn scrub(s: &ScrubView) -> String {
         ("parity mismatches", s.parity_mismatches.to_string()),
         ("schedule", schedule),
     ])
+}
+
+/// The check.
+pub fn check(c: &CheckView) -> String {
+    let state = match (c.running, c.failed.as_ref()) {
+        (true, _) => format!("running, {}", percent(c.blocks_done, c.blocks_total)),
+        (false, Some(reason)) => format!("no result: {reason}"),
+        (false, None) if c.blocks_total == 0 => "none since the start".to_owned(),
+        (false, None) => "done".to_owned(),
+    };
+    let mut out = facts(&[
+        ("check", state),
+        ("volumes", c.volumes.to_string()),
+        ("inodes", c.inodes.to_string()),
+        ("blocks", format!("{} of {}", c.blocks_done, c.blocks_total)),
+        ("findings", c.found.to_string()),
+        ("repairs", c.repaired.to_string()),
+        ("findings left", c.left.to_string()),
+    ]);
+    if !c.findings.is_empty() {
+        let row = |f: &cairn_mhost::api::CheckFindingView| vec![f.severity.clone(), f.text.clone()];
+        let rows: Vec<Vec<String>> = c.findings.iter().map(row).collect();
+        out.push_str(&table(&[("SEVERITY", Side::Left), ("FINDING", Side::Left)], &rows));
+    }
+    out
 }
 
 /// Counters, one in a line.

@@ -244,6 +244,54 @@ pub struct ScrubView {
     pub schedule: ScrubSchedule,
 }
 
+/// What to check.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckStart {
+    /// Volume, none for the whole aggregate.
+    #[serde(default)]
+    pub volume: Option<String>,
+    /// Put right what can be.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// The check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// Whether one is running.
+    pub running: bool,
+    /// Whether it repairs.
+    pub repair: bool,
+    /// Blocks looked at in this round.
+    pub blocks_done: u64,
+    /// Blocks to look at.
+    pub blocks_total: u64,
+    /// Volumes looked at.
+    pub volumes: u64,
+    /// Inodes looked at.
+    pub inodes: u64,
+    /// Findings before any repair.
+    pub found: u64,
+    /// Repairs made.
+    pub repaired: u64,
+    /// Findings that are left.
+    pub left: u64,
+    /// The first of them.
+    pub findings: Vec<CheckFindingView>,
+    /// Why it ended without a result.
+    pub failed: Option<String>,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckFindingView {
+    /// `leak` (space or a count), `inconsistent` (can be put right) or `damage` (data is lost).
+    pub severity: String,
+    /// What and where.
+    pub text: String,
+}
+
 /// One block on one disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlaceView {

@@ -84,6 +84,15 @@ pub enum JobKind {
     },
     /// Verifies every block.
     Scrub,
+    /// Compares the structures of one volume, or of everything, with each other.
+    Check {
+        /// Name of the volume, none for everything.
+        volume: Option<String>,
+        /// Its identity.
+        fsid: Option<u64>,
+        /// Put right what can be.
+        repair: bool,
+    },
     /// Watches a rebuild that began by itself.
     Rebuild,
 }
@@ -101,6 +110,7 @@ impl JobKind {
             Self::GroupGrow { .. } => &["grow group"],
             Self::GroupAdd { .. } => &["form group"],
             Self::Scrub => &["check blocks"],
+            Self::Check { .. } => &["check"],
             Self::Rebuild => &["rebuild"],
         }
     }
@@ -117,6 +127,11 @@ impl JobKind {
             Self::GroupGrow { group, .. } => format!("grow RAID group {group}"),
             Self::GroupAdd { disks, .. } => format!("form a RAID group of {disks} disks"),
             Self::Scrub => "scrub".to_owned(),
+            Self::Check { volume, repair, .. } => {
+                let what =
+                    volume.as_ref().map_or("the aggregate".to_owned(), |v| format!("volume {v}"));
+                format!("check {what}{}", if *repair { " and repair it" } else { "" })
+            }
             Self::Rebuild => "rebuild".to_owned(),
         }
     }
@@ -133,6 +148,7 @@ impl JobKind {
                 "the aggregate".to_owned()
             }
             Self::Scrub => "the scrub".to_owned(),
+            Self::Check { .. } => "the check".to_owned(),
             Self::Rebuild => "the rebuild".to_owned(),
         }
     }

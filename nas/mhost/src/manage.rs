@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cairn_cf::Manage;
 use cairn_units::GroupNo;
 
-use crate::api::{DiskAdd, ExportChange, GroupAdd, VolumeChange, VolumeCreate};
+use crate::api::{CheckStart, DiskAdd, ExportChange, GroupAdd, VolumeChange, VolumeCreate};
 use crate::db::{Table, Tx, number_key};
 use crate::error::ApiError;
 use crate::jobs::{Job, JobKind};
@@ -252,6 +252,19 @@ impl MHost {
     /// 409 when one is running.
     pub fn start_scrub(self: &Arc<Self>) -> Result<Job, ApiError> {
         self.submit(|_| Ok(JobKind::Scrub))
+    }
+
+    /// Compares the structures of a volume, or of everything, with each other.
+    ///
+    /// # Errors
+    /// 404 for an unknown volume, 409 when one is running.
+    pub fn start_check(self: &Arc<Self>, request: CheckStart) -> Result<Job, ApiError> {
+        let CheckStart { volume, repair } = request;
+        let fsid = match &volume {
+            Some(name) => Some(self.volume(name)?.fsid),
+            None => None,
+        };
+        self.submit(|_| Ok(JobKind::Check { volume, fsid, repair }))
     }
 
     /// Runs a consistency point and waits for it.

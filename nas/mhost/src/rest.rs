@@ -135,6 +135,7 @@ pub fn router(mhost: Arc<MHost>, token: Token, metrics: MetricsAccess) -> Router
         .route("/jobs", get(handlers::jobs))
         .route("/jobs/{id}", get(handlers::job))
         .route("/scrub", get(handlers::scrub).post(handlers::start_scrub))
+        .route("/check", get(handlers::check).post(handlers::start_check))
         .route("/scrub/schedule", put(handlers::set_scrub_schedule))
         .route("/explain", get(handlers::explain))
         .route("/counters", get(handlers::counters));

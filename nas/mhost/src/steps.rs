@@ -3,7 +3,9 @@
 use core::time::Duration;
 use std::sync::Arc;
 
-use cairn_cf::{AggregateStatus, DiskReport, Manage, ManageError, Managed, ScrubReport};
+use cairn_cf::{
+    AggregateStatus, CheckReport, DiskReport, Manage, ManageError, Managed, ScrubReport,
+};
 use cairn_units::{DiskUuid, Fsid, GroupNo};
 
 use crate::db::{Table, Tx, number_key};
@@ -89,6 +91,7 @@ impl MHost {
             JobKind::GroupGrow { group, data_disks } => self.grow(*group, *data_disks).await,
             JobKind::GroupAdd { disks, groups } => self.form_group(*disks, *groups).await,
             JobKind::Scrub => self.scrub(job.id).await,
+            JobKind::Check { fsid, repair, .. } => self.check(job.id, *fsid, *repair).await,
             JobKind::Rebuild => self.watch_rebuild(job.id).await,
         }
     }
@@ -249,6 +252,29 @@ impl MHost {
         }
     }
 
+    /// The check, as the storage layer has it.
+    pub(crate) async fn check_report(&self) -> Result<CheckReport, ApiError> {
+        match self.manage(Manage::CheckStatus).await? {
+            Managed::Check(report) => Ok(report),
+            _ => Err(ApiError::unexpected()),
+        }
+    }
+
+    async fn check(&self, job: u64, fsid: Option<u64>, repair: bool) -> Result<String, ApiError> {
+        if !self.check_report().await?.running {
+            self.manage(Manage::CheckStart { only: fsid.map(Fsid::new), repair }).await?;
+        }
+        loop {
+            let report = self.check_report().await?;
+            if !report.running {
+                return check_ended(&report);
+            }
+            let (done, total) = report.progress;
+            self.set_progress(job, Progress { done, total, unit: "blocks".to_owned() });
+            self.world.clock.sleep(WATCH_INTERVAL).await;
+        }
+    }
+
     async fn scrub(&self, job: u64) -> Result<String, ApiError> {
         if !self.scrub_report().await?.running {
             self.manage(Manage::ScrubStart).await?;
@@ -267,6 +293,29 @@ impl MHost {
             self.set_progress(job, Progress { done, total, unit: "stripes".to_owned() });
             self.world.clock.sleep(WATCH_INTERVAL).await;
         }
+    }
+}
+
+/// The result of a check as that of its job: what is left unrepaired makes it fail.
+fn check_ended(report: &CheckReport) -> Result<String, ApiError> {
+    if let Some(reason) = &report.failed {
+        return Err(ApiError::conflict(
+            format!("the check has no result: {reason}"),
+            "start it again when the cause is gone",
+        ));
+    }
+    let [volumes, inodes, blocks] = report.seen;
+    let seen = format!("{volumes} volumes, {inodes} inodes, {blocks} blocks checked");
+    match (report.found, report.left) {
+        (0, _) => Ok(format!("{seen}, all adds up")),
+        (found, 0) => Ok(format!("{seen}, {found} findings, all repaired")),
+        (found, left) => Err(ApiError::conflict(
+            format!("{seen}, {found} findings, {left} of them are left"),
+            match report.repair {
+                true => "`cairn check status` lists what could not be repaired",
+                false => "`cairn check status` lists them; `cairn check --repair` repairs",
+            },
+        )),
     }
 }
 

@@ -5,8 +5,8 @@ use cairn_op::{ClientAddr, Credential, Name, ObjectRef, Op, OpCtx, ReadOnly, Rep
 use cairn_units::{Fbn, Fsid, OpNo, VserverId};
 
 use crate::api::{
-    AggregateView, DiskView, ExplainBlock, ExplainView, ExportView, GroupView, JobView, PlaceView,
-    ScrubView, StatusView, VolumeView,
+    AggregateView, CheckFindingView, CheckView, DiskView, ExplainBlock, ExplainView, ExportView,
+    GroupView, JobView, PlaceView, ScrubView, StatusView, VolumeView,
 };
 use crate::db::Table;
 use crate::error::ApiError;
@@ -163,6 +163,27 @@ impl MHost {
             repaired: s.repaired,
             parity_mismatches: s.parity_mismatches,
             schedule: self.scrub_schedule()?,
+        })
+    }
+
+    /// The check.
+    pub(crate) async fn check_view(&self) -> Result<CheckView, ApiError> {
+        let c = self.check_report().await?;
+        let findings = c.findings.into_iter();
+        Ok(CheckView {
+            running: c.running,
+            repair: c.repair,
+            blocks_done: c.progress.0,
+            blocks_total: c.progress.1,
+            volumes: c.seen[0],
+            inodes: c.seen[1],
+            found: c.found,
+            repaired: c.repaired,
+            left: c.left,
+            findings: findings
+                .map(|f| CheckFindingView { severity: f.severity, text: f.text })
+                .collect(),
+            failed: c.failed,
         })
     }
 

@@ -17,6 +17,7 @@ pub mod demo;
 mod front;
 mod metrics;
 mod nfs;
+pub mod offline;
 mod size;
 mod statedir;
 mod storage;

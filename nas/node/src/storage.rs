@@ -173,7 +173,7 @@ fn found(probes: &[(String, Probe)]) -> String {
     each.join("; ")
 }
 
-async fn open_aggregate(
+pub(crate) async fn open_aggregate(
     world: &World,
     config: &StorageConfig,
     added: &[String],

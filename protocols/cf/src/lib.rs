@@ -68,6 +68,15 @@ pub enum Manage {
     ScrubStart,
     /// How the scrub stands.
     ScrubStatus,
+    /// Starts a check of one volume, or of everything; one that runs goes on.
+    CheckStart {
+        /// Volume, none for everything.
+        only: Option<Fsid>,
+        /// Put right what can be.
+        repair: bool,
+    },
+    /// How the check stands.
+    CheckStatus,
     /// Where a block of a file lies, all the way down.
     Explain { obj: ObjectRef, fbn: Fbn },
     /// All counters of the node's storage layers.
@@ -93,6 +102,8 @@ pub enum Managed {
     GroupAdded(GroupNo),
     /// ScrubStatus.
     Scrub(ScrubReport),
+    /// CheckStatus.
+    Check(CheckReport),
     /// Explain.
     Explained(Explanation),
     /// Counters.
@@ -188,6 +199,42 @@ pub struct ScrubReport {
     pub repaired: u64,
     /// Stripes whose parity did not match.
     pub parity_mismatches: u64,
+}
+
+/// Check, for status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Whether one is running.
+    pub running: bool,
+    /// Volume that it is about, none for everything.
+    pub only: Option<Fsid>,
+    /// Whether it repairs.
+    pub repair: bool,
+    /// Blocks looked at in this round, of all.
+    pub progress: (u64, u64),
+    /// Volumes, inodes and blocks looked at in the last round.
+    pub seen: [u64; 3],
+    /// Findings of the first round.
+    pub found: u64,
+    /// Repairs made.
+    pub repaired: u64,
+    /// Findings of the last round.
+    pub left: u64,
+    /// The first of them.
+    pub findings: Vec<CheckFinding>,
+    /// Why it ended without a result.
+    pub failed: Option<String>,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckFinding {
+    /// `leak`, `inconsistent` or `damage`.
+    pub severity: String,
+    /// Volume, none for the aggregate.
+    pub volume: Option<Fsid>,
+    /// What and where, in words.
+    pub text: String,
 }
 
 /// Where a block of a file lies.

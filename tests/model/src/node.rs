@@ -143,6 +143,8 @@ impl ModelNode {
             | Manage::GroupAdd { .. }
             | Manage::ScrubStart
             | Manage::ScrubStatus
+            | Manage::CheckStart { .. }
+            | Manage::CheckStatus
             | Manage::Explain { .. } => {
                 Err(ManageError::Refused("the reference model has no disks".to_owned()))
             }

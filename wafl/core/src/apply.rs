@@ -36,7 +36,7 @@ pub(crate) struct Ready {
 }
 
 #[derive(Debug)]
-struct DirWrites {
+pub(crate) struct DirWrites {
     dir: InodeNo,
     writes: BTreeMap<Fbn, Block>,
     file_blocks: u64,
@@ -67,7 +67,7 @@ fn blocks_of(bytes: u64) -> u64 {
 }
 
 /// A change of one directory.
-enum Edit<'n> {
+pub(crate) enum Edit<'n> {
     Insert(&'n Name, NewEntry),
     Replace(&'n Name, NewEntry),
     Remove(&'n Name),
@@ -418,7 +418,7 @@ impl VolState {
 
     // ---- directories ----
 
-    fn plan_edits(&self, dir: InodeNo, edits: &[Edit<'_>]) -> Result<DirWrites, Stop> {
+    pub(crate) fn plan_edits(&self, dir: InodeNo, edits: &[Edit<'_>]) -> Result<DirWrites, Stop> {
         let file = self.file(dir);
         let view = DirView(&file.tree);
         let mut overlay = Overlay::new(&view);
@@ -455,7 +455,7 @@ impl VolState {
         Ok(DirWrites { dir, writes, file_blocks, entries })
     }
 
-    fn dir_failed(&self, dir: InodeNo, error: DirError) -> Stop {
+    pub(crate) fn dir_failed(&self, dir: InodeNo, error: DirError) -> Stop {
         match error {
             DirError::Exists(_) => Status::Exists.into(),
             DirError::NotFound => Status::NotFound.into(),
@@ -475,7 +475,7 @@ impl VolState {
         self.inode_ready(dir)
     }
 
-    fn write_dir(&mut self, writes: DirWrites, time: WallTime) {
+    pub(crate) fn write_dir(&mut self, writes: DirWrites, time: WallTime) {
         let file = self.file_mut(writes.dir);
         let mut sink = DirSink { tree: &mut file.tree, dirtied: Default::default() };
         for (at, block) in writes.writes {
@@ -489,7 +489,7 @@ impl VolState {
         self.touch(writes.dir);
     }
 
-    fn entry_for(&self, ino: InodeNo) -> NewEntry {
+    pub(crate) fn entry_for(&self, ino: InodeNo) -> NewEntry {
         let inode = &self.file(ino).inode;
         NewEntry {
             inode: ino,

@@ -188,6 +188,7 @@ impl Inner {
                 Err(at) => self.load_space(&mut engine.space, SpaceFile::Counts, at).await?,
             }
         }
+        engine.space.drop_stopped_hold();
         let mut clock = PhaseClock { inner: self, since: self.world.clock.monotonic() };
         let mut run = Run {
             inner: self,
@@ -451,7 +452,13 @@ impl Run<'_> {
             };
             if let Some((freed, record)) = cut {
                 let now = Balance::new(&record.sums, record.files, 0, 0);
-                let same = volume.lock().balance.check_links(&now);
+                let same = {
+                    let mut st = volume.lock();
+                    if st.rebalance {
+                        st.balance = now;
+                    }
+                    st.balance.check_links(&now)
+                };
                 same.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
                 self.inner.drained.notify_waiters();
                 self.flow(space).await?;
@@ -548,6 +555,9 @@ impl Run<'_> {
             let own =
                 f.record.inode_file.blocks + f.record.inode_map.blocks + st.active_map.blocks();
             let now = Balance::new(&f.record.sums, f.record.files, own, st.used_blocks);
+            if core::mem::take(&mut st.rebalance) {
+                st.balance.blocks = now.blocks;
+            }
             let same = st.balance.check_blocks(&now);
             same.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
         }
@@ -855,7 +865,7 @@ pub(crate) fn container_entry(block: &Block, vvbn: u64) -> Pvbn {
     Pvbn::new(u64::from_le_bytes(bytes))
 }
 
-fn set_container(st: &mut VolState, vvbn: Vvbn, pvbn: Pvbn) {
+pub(crate) fn set_container(st: &mut VolState, vvbn: Vvbn, pvbn: Pvbn) {
     let at = usize::try_from(vvbn.get() % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
     st.container_map.edit(vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK, |block| {
         block[at..at + 8].copy_from_slice(&pvbn.get().to_le_bytes());
@@ -950,7 +960,7 @@ impl Vvbns {
     }
 }
 
-fn flip(st: &mut VolState, vvbn: u64, used: bool) {
+pub(crate) fn flip(st: &mut VolState, vvbn: u64, used: bool) {
     st.active_map.edit(vvbn / BITS_PER_BLOCK, |block| {
         let (byte, mask) = bit_place(vvbn % BITS_PER_BLOCK);
         assert!((block[byte] & mask != 0) != used, "VVBN {vvbn} is marked already: used {used}");

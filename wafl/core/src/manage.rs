@@ -90,6 +90,14 @@ impl Inner {
                     parity_mismatches: s.parity_mismatches,
                 }))
             }
+            Manage::CheckStart { only, repair } => {
+                if let Some(fsid) = only {
+                    self.find(fsid)?;
+                }
+                self.start_check(only, repair);
+                Ok(Managed::Done)
+            }
+            Manage::CheckStatus => Ok(Managed::Check(self.check_report())),
             Manage::Explain { obj, fbn } => self.explain(obj, fbn).await,
             Manage::Counters => Ok(Managed::Counters(self.metrics())),
         }

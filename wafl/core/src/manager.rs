@@ -24,6 +24,7 @@ use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
 use crate::cache::{Cache, CacheEntry};
+use crate::check::live::Check;
 use crate::counters::Counters;
 use crate::cp::{CpError, Engine};
 use crate::tree::Evicted;
@@ -72,6 +73,8 @@ pub(crate) struct Volume {
     record_dirty: AtomicBool,
     /// It is being deleted.
     pub gone: AtomicBool,
+    /// Changes must wait: a repair is not committed yet.
+    pub quiet: AtomicBool,
     state: Mutex<VolState>,
 }
 
@@ -82,6 +85,7 @@ impl Volume {
             slot,
             record_dirty: AtomicBool::new(is_new),
             gone: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
@@ -140,6 +144,7 @@ pub(crate) struct Inner {
     /// Dirty blocks were placed: who waits because too many were dirty may look again.
     pub drained: Notify,
     pub faults: Mutex<Vec<String>>,
+    pub check: Check,
 }
 
 /// What [`Inner::new`] needs that is not a default.
@@ -186,6 +191,7 @@ impl Inner {
             reap: Notify::new(),
             drained: Notify::new(),
             faults: Mutex::new(Vec::new()),
+            check: Check::default(),
         }
     }
 

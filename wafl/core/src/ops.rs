@@ -199,6 +199,8 @@ impl Inner {
                         continue;
                     }
                     self.reap.notify_one();
+                    // A check that holds blocks back comes after those who write.
+                    self.check.yield_space();
                     if self.cp_now().await.is_err() {
                         return Err(Status::ServerFault.into());
                     }
@@ -265,6 +267,9 @@ impl Inner {
         let mut st = volume.lock();
         if volume.gone.load(Ordering::Acquire) {
             return Attempt::Done(Err(Status::Stale.into()));
+        }
+        if op.changes() && volume.quiet.load(Ordering::Acquire) {
+            return Attempt::Done(Err(Status::Delay.into()));
         }
         let attempt = match st.plan(&call, op) {
             // A change that finds itself made already (a retried create) must not be acknowledged

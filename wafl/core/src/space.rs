@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
     BlockTag, ColumnState, Geometry, GroupGeometry, StripeWrite, Tetris, WriteBlock,
@@ -26,6 +27,7 @@ use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Crc, Pvbn};
 use cairn_wafl_format::{AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, Inode};
 
+use crate::check::Progress;
 use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::bit_place;
 
@@ -72,6 +74,13 @@ struct OpenTetris {
     stripes: BTreeMap<u64, StripeWrite>,
 }
 
+/// Blocks that a committed root reaches and a later one does not, while somebody walks the first.
+#[derive(Debug)]
+struct Held {
+    walk: Arc<Progress>,
+    blocks: BTreeSet<Pvbn>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Space {
     geometry: Arc<Geometry>,
@@ -94,6 +103,8 @@ pub(crate) struct Space {
     given: BTreeMap<Pvbn, (u64, u64)>,
     /// Freed in this consistency point.
     freed: BTreeSet<Pvbn>,
+    /// Freed by earlier points and held back for a check, which is told when that ends.
+    held: Option<Held>,
     /// Blocks still to be placed, for the depth of the next tetris.
     pub expected: u64,
     done: Vec<Tetris>,
@@ -143,6 +154,7 @@ impl Space {
             tetrises: BTreeMap::new(),
             given: BTreeMap::new(),
             freed: BTreeSet::new(),
+            held: None,
             expected: 0,
             done: Vec::new(),
             touched: BTreeMap::new(),
@@ -185,7 +197,8 @@ impl Space {
         let total = self.geometry.data_blocks().get().max(1);
         let used_there = u128::from(self.used) * u128::from(missing) / u128::from(total);
         let used_here = self.used - u64::try_from(used_there).unwrap_or_default().min(self.used);
-        usable.saturating_sub(used_here)
+        let held = self.held.as_ref().map_or(0, |h| h.blocks.len() as u64);
+        usable.saturating_sub(used_here + held)
     }
 
     /// Reads the free counts of all areas; the file's blocks must be in memory. Columns that are
@@ -268,10 +281,13 @@ impl Space {
                 self.resume = None;
                 continue;
             }
-            let Some((group, area)) = self.emptiest() else { return Err(NoBlock::Full) };
-            if !skipped.insert((group, area)) {
+            let Some((group, area)) = self.emptiest().filter(|at| skipped.insert(*at)) else {
+                if self.give_up_hold() {
+                    skipped.clear();
+                    continue;
+                }
                 return Err(NoBlock::Full);
-            }
+            };
             let first = area * self.area_stripes;
             let end = first + self.stripes_in(&self.geometry.groups[group], area);
             let left = self.count_free(group, first, end)?;
@@ -291,11 +307,43 @@ impl Space {
             for n in at..stop {
                 let (byte, mask) = bit_place(n % BITS_PER_BLOCK);
                 let free = block.is_none_or(|b| b[byte] & mask == 0);
-                out.push(free && n != 0 && !self.freed.contains(&Pvbn::new(n)));
+                out.push(free && n != 0 && !self.is_kept(Pvbn::new(n)));
             }
             at = stop;
         }
         Ok(out)
+    }
+
+    /// Whether a free block must not be given out yet.
+    fn is_kept(&self, at: Pvbn) -> bool {
+        self.freed.contains(&at) || self.held.as_ref().is_some_and(|h| h.blocks.contains(&at))
+    }
+
+    /// From now on blocks that points free are not given out, until [`Self::release`] or until
+    /// space runs short, of which `walk` is told.
+    pub fn hold(&mut self, walk: Arc<Progress>) {
+        self.held = Some(Held { walk, blocks: BTreeSet::new() });
+    }
+
+    /// Ends a hold.
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// Gives a hold up when its walk was told to stop.
+    pub fn drop_stopped_hold(&mut self) {
+        if self.held.as_ref().is_some_and(|h| h.walk.stop.load(Ordering::Relaxed)) {
+            self.give_up_hold();
+        }
+    }
+
+    fn give_up_hold(&mut self) -> bool {
+        let Some(held) = self.held.take() else { return false };
+        held.walk.stop.store(true, Ordering::Relaxed);
+        // Areas were counted without the held blocks.
+        self.areas.clear();
+        self.resume = None;
+        true
     }
 
     /// Blocks of an area that may be given out; asks for its map blocks on the way.
@@ -447,6 +495,44 @@ impl Space {
         self.taken += 1;
     }
 
+    // ---- repairs, between consistency points ----
+
+    /// Marks a block the other way, if the map still says `marked`. Its map block is in memory.
+    pub fn correct_mark(&mut self, at: Pvbn, marked: bool) -> bool {
+        let Ok(block) = self.map.peek(Key::data(at.get() / BITS_PER_BLOCK)) else { return false };
+        let (byte, mask) = bit_place(at.get() % BITS_PER_BLOCK);
+        let now = block.is_some_and(|b| b[byte] & mask != 0);
+        if now != marked || self.geometry.locate(at).is_none() {
+            return false;
+        }
+        if marked {
+            self.free(at);
+        } else {
+            self.set_bit(at, true);
+            self.used += 1;
+            self.taken += 1;
+        }
+        // Windows and areas were chosen by the map as it was.
+        self.areas.clear();
+        self.resume = None;
+        true
+    }
+
+    /// Adds to the free count of an area, by its number over all groups.
+    pub fn correct_area(&mut self, area: u64, by: i64) -> bool {
+        let Some(at) = usize::try_from(area).ok() else { return false };
+        let Some(count) = self.counts.iter_mut().flatten().nth(at) else { return false };
+        let right = i64::from(*count) + by;
+        *count = u32::try_from(right).unwrap_or(0);
+        self.counts_file.edit(area / AREA_COUNTS_PER_BLOCK, |_| ());
+        true
+    }
+
+    /// Adds to the count of blocks in use.
+    pub fn correct_used(&mut self, by: i64) {
+        self.used = self.used.saturating_add_signed(by);
+    }
+
     /// Fills a block that was given out.
     pub fn put(&mut self, at: Pvbn, data: Block, crc: Crc, tag: BlockTag) {
         let Some((id, stripe)) = self.given.remove(&at) else { panic!("{at:?} was not given out") };
@@ -524,7 +610,10 @@ impl Space {
 
     /// The point is committed: what it freed may be given out.
     pub fn committed(&mut self, cp: CpCount) {
-        self.freed.clear();
+        match &mut self.held {
+            Some(held) => held.blocks.append(&mut self.freed),
+            None => self.freed.clear(),
+        }
         self.touched.clear();
         self.taken = 0;
         self.released = 0;

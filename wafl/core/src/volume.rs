@@ -192,6 +192,8 @@ pub(crate) struct VolState {
     pub sums: VolumeSums,
     /// How far the sums were out when the volume was opened or repaired: all zero unless damaged.
     pub balance: Balance,
+    /// Repaired: the next consistency point sets a new `balance`.
+    pub rebalance: bool,
     /// Newest log record applied.
     pub lsn: Lsn,
     pub zombie_head: InodeNo,
@@ -238,6 +240,7 @@ impl VolState {
             files: r.files,
             sums: r.sums,
             balance: Balance::of(r),
+            rebalance: false,
             lsn: r.lsn,
             zombie_head: r.zombie_head,
             object_next: r.object_next,
@@ -392,6 +395,15 @@ impl VolState {
             block[byte] ^= mask;
         });
         self.account(dirtied, Dropped::default());
+    }
+
+    /// Whether the inode's bit is set; its map block is in memory.
+    pub fn inode_bit(&self, ino: InodeNo) -> bool {
+        let (byte, mask) = bit_place(ino.get() % BITS_PER_BLOCK);
+        match self.inode_map.get(Key::data(ino.get() / BITS_PER_BLOCK)) {
+            Ok(block) => block.is_some_and(|b| b[byte] & mask != 0),
+            Err(_) => panic!("the map block of {ino:?} must be in memory"),
+        }
     }
 
     /// Finds a free inode number, and the generation it will have. Changes nothing.

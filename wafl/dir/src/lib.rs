@@ -33,6 +33,7 @@ mod change;
 mod check;
 mod keys;
 mod node;
+mod salvage;
 mod tree;
 
 #[cfg(test)]
@@ -46,6 +47,7 @@ use cairn_units::{Blocks, Cookie, Fbn, Generation, InodeNo, NAME_BYTES_MAX};
 pub use change::{NewEntry, Plan};
 pub use check::{Checker, FINDINGS_MAX, Finding, Progress};
 pub use keys::{DirKeys, FOLD_VERSION};
+pub use salvage::{Saved, rebuild, salvage_leaf};
 pub use tree::{Dir, ListEnd};
 
 /// Levels of nodes that a directory may have, the root included.

@@ -11,8 +11,9 @@ use utoipa::{IntoParams, OpenApi};
 
 use super::{Input, Params, prometheus};
 use crate::api::{
-    AggregateView, CounterView, DiskAdd, DiskView, ExplainView, ExportChange, ExportView, GroupAdd,
-    JobView, ScrubView, StatusView, VolumeChange, VolumeCreate, VolumeView,
+    AggregateView, CheckStart, CheckView, CounterView, DiskAdd, DiskView, ExplainView,
+    ExportChange, ExportView, GroupAdd, JobView, ScrubView, StatusView, VolumeChange, VolumeCreate,
+    VolumeView,
 };
 use crate::error::ApiError;
 use crate::jobs::Job;
@@ -71,6 +72,8 @@ pub(super) struct ExplainParams {
         job,
         scrub,
         start_scrub,
+        check,
+        start_check,
         set_scrub_schedule,
         explain,
         counters,
@@ -230,6 +233,19 @@ pub(super) async fn scrub(State(mhost): Node) -> Answer<ScrubView> {
 #[utoipa::path(post, path = "/api/v1/scrub", responses((status = 202, body = JobView), (status = "4XX", body = ApiError)))]
 pub(super) async fn start_scrub(State(mhost): Node) -> Accepted {
     let job = mhost.start_scrub()?;
+    accepted(&mhost, job)
+}
+
+/// The check.
+#[utoipa::path(get, path = "/api/v1/check", responses((status = 200, body = CheckView), (status = "4XX", body = ApiError)))]
+pub(super) async fn check(State(mhost): Node) -> Answer<CheckView> {
+    mhost.check_view().await.map(Json)
+}
+
+/// Compares the structures of a volume, or of everything, with each other.
+#[utoipa::path(post, path = "/api/v1/check", request_body = CheckStart, responses((status = 202, body = JobView), (status = "4XX", body = ApiError)))]
+pub(super) async fn start_check(State(mhost): Node, Input(body): Input<CheckStart>) -> Accepted {
+    let job = mhost.start_check(body)?;
     accepted(&mhost, job)
 }
 

@@ -186,6 +186,7 @@ fn changes(request: &Manage) -> bool {
             | Manage::AggregateStatus
             | Manage::DiskList
             | Manage::ScrubStatus
+            | Manage::CheckStatus
             | Manage::Explain { .. }
             | Manage::Counters
     )

@@ -7,8 +7,9 @@ use super::DecodeError;
 use super::wire::Gen;
 use super::wire::{Reader, Wire, Writer, wire_enum, wire_struct, wire_unit, wire_uuid};
 use crate::{
-    AggregateStatus, CfReply, CfRequest, DiskPlace, DiskReport, ExplainedBlock, Explanation,
-    GroupReport, Manage, ManageError, Managed, Metric, ScrubReport, VolumeStatus,
+    AggregateStatus, CfReply, CfRequest, CheckFinding, CheckReport, DiskPlace, DiskReport,
+    ExplainedBlock, Explanation, GroupReport, Manage, ManageError, Managed, Metric, ScrubReport,
+    VolumeStatus,
 };
 
 wire_unit!(Crc, Fbn, GroupNo, Pvbn, Vvbn);
@@ -29,6 +30,19 @@ wire_struct!(DiskReport {
     counters,
 });
 wire_struct!(ScrubReport { running, finished, progress, damaged, repaired, parity_mismatches });
+wire_struct!(CheckFinding { severity, volume, text });
+wire_struct!(CheckReport {
+    running,
+    only,
+    repair,
+    progress,
+    seen,
+    found,
+    repaired,
+    left,
+    findings,
+    failed,
+});
 wire_struct!(DiskPlace { column, disk, location, dbn });
 wire_struct!(ExplainedBlock { vvbn, pvbn, hint, crc, group, stripe, data, parity });
 wire_struct!(Explanation { ino, fbn, block, state });
@@ -52,6 +66,8 @@ wire_enum!(Manage {
     15 => ScrubStatus,
     16 => Explain { obj, fbn },
     17 => Counters,
+    18 => CheckStart { only, repair },
+    19 => CheckStatus,
 });
 
 wire_enum!(Managed {
@@ -65,6 +81,7 @@ wire_enum!(Managed {
     8 => Scrub(report),
     9 => Explained(explanation),
     10 => Counters(metrics),
+    11 => Check(report),
 });
 
 wire_enum!(ManageError {

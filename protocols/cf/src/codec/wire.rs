@@ -138,14 +138,14 @@ impl<const N: usize> Wire for [u8; N] {
     }
 }
 
-impl Wire for [u64; 6] {
+impl<const N: usize> Wire for [u64; N] {
     fn put(&self, w: &mut Writer) {
         for n in self {
             n.put(w);
         }
     }
     fn get(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let mut out = [0; 6];
+        let mut out = [0; N];
         for n in &mut out {
             *n = u64::get(r)?;
         }

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use cairn_units::{Cookie, Fsid, Generation, InodeNo, Pvbn, Vvbn};
+use cairn_units::{Cookie, Crc, Fsid, Generation, InodeNo, Pvbn, Vvbn};
 use cairn_wafl_format::VolumeSums;
 
 /// Findings after which a check stops collecting; it still counts them.
@@ -102,6 +102,8 @@ pub enum Finding {
         pvbn: Pvbn,
         /// What the container map says.
         said: Pvbn,
+        /// Checksum of the block.
+        crc: Crc,
     },
     /// An inode is in use and not marked, or marked and not in use.
     InodeMark {
@@ -134,21 +136,8 @@ pub enum Finding {
         /// Its generation.
         generation: Generation,
     },
-    /// A name that leads to no file.
-    Dangling {
-        /// Volume.
-        fsid: Fsid,
-        /// The directory.
-        dir: InodeNo,
-        /// Its generation.
-        generation: Generation,
-        /// The entry.
-        cookie: Cookie,
-        /// The name.
-        name: Vec<u8>,
-        /// What it leads to.
-        child: InodeNo,
-    },
+    /// A name that leads to no file, or to one of another kind.
+    Dangling(Dangling),
     /// A directory that says another parent than the one that names it.
     Parent {
         /// Volume.
@@ -222,6 +211,27 @@ pub enum Finding {
         /// What was counted.
         counted: u64,
     },
+}
+
+/// An entry of a directory that leads to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dangling {
+    /// Volume.
+    pub fsid: Fsid,
+    /// The directory.
+    pub dir: InodeNo,
+    /// Its generation.
+    pub generation: Generation,
+    /// The entry.
+    pub cookie: Cookie,
+    /// The name.
+    pub name: Vec<u8>,
+    /// What it leads to.
+    pub child: InodeNo,
+    /// The generation that it leads to.
+    pub child_generation: Generation,
+    /// The kind of file that it leads to.
+    pub kind: u8,
 }
 
 /// A count of a volume's record.
@@ -304,7 +314,7 @@ impl Finding {
             | Self::InodeMark { fsid, .. }
             | Self::Links { fsid, .. }
             | Self::Orphan { fsid, .. }
-            | Self::Dangling { fsid, .. }
+            | Self::Dangling(Dangling { fsid, .. })
             | Self::Parent { fsid, .. }
             | Self::Directory { fsid, .. }
             | Self::Blocks { fsid, .. }
@@ -349,7 +359,7 @@ impl fmt::Display for Finding {
                 write!(f, "inode {ino} has {counted} links and says {said}")
             }
             Self::Orphan { ino, .. } => write!(f, "inode {ino} has no name"),
-            Self::Dangling { dir, name, child, .. } => {
+            Self::Dangling(Dangling { dir, name, child, .. }) => {
                 let name = String::from_utf8_lossy(name);
                 write!(f, "directory {dir} names {name:?}, inode {child}, which is not there")
             }

@@ -14,9 +14,15 @@
 
 mod bits;
 mod findings;
+pub(crate) mod live;
+mod mend;
 mod reader;
+mod repair;
 mod volume;
 mod walk;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -57,21 +63,24 @@ impl Audit {
 /// Walks the committed state of an aggregate of a stopped or quiet node.
 pub async fn audit(aggr: &Arc<dyn Aggregate>) -> Audit {
     let Some(slot) = aggr.root() else { return Audit::default() };
-    check_root(aggr, &slot.bytes, None, &Progress::default()).await
+    check_root(aggr, &slot.bytes, None, &Progress::default()).await.0
 }
 
 /// Walks the state that the root in `bytes` leads to; with `only`, of one volume (the aggregate's
-/// own maps are then left out).
+/// own maps are then left out). Answers also whether everything that leads to blocks was read.
 pub(crate) async fn check_root(
     aggr: &Arc<dyn Aggregate>,
     bytes: &[u8],
     only: Option<Fsid>,
     progress: &Progress,
-) -> Audit {
+) -> (Audit, bool) {
     let mut walk = Walk::new(aggr, progress);
     match AggregateRoot::decode(bytes) {
         Ok(root) => walk.root(&root, only).await,
-        Err(error) => walk.out.add(Finding::Root { error: error.to_string() }),
+        Err(error) => {
+            walk.whole = false;
+            walk.out.add(Finding::Root { error: error.to_string() });
+        }
     }
-    walk.out
+    (walk.out, walk.whole)
 }

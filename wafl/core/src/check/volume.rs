@@ -16,6 +16,7 @@ use cairn_wafl_format::{
 };
 
 use super::bits::Bits;
+use super::findings::Dangling;
 use super::reader::FileReader;
 use super::walk::{Unread, Walk, bit};
 use super::{Finding, INODES_PER_PASS, Owner, VolumeCount};
@@ -79,14 +80,16 @@ fn dir_id(inode: &Inode) -> DirId {
 }
 
 fn dangling(fsid: Fsid, dir: &Inode, found: Found, name: Vec<u8>) -> Finding {
-    Finding::Dangling {
+    Finding::Dangling(Dangling {
         fsid,
         dir: dir.ino,
         generation: dir.generation,
         cookie: found.cookie,
         name,
         child: found.inode,
-    }
+        child_generation: found.generation,
+        kind: found.kind.get(),
+    })
 }
 
 fn is_live_dir(inode: &Inode) -> bool {
@@ -161,7 +164,8 @@ impl Walk<'_> {
             Err(Unread) => return,
         };
         if said != ptr.pvbn {
-            self.out.add(Finding::Container { fsid, vvbn, pvbn: ptr.pvbn, said });
+            let BlockPtr { pvbn, crc, .. } = ptr;
+            self.out.add(Finding::Container { fsid, vvbn, pvbn, said, crc });
         }
     }
 
@@ -258,6 +262,9 @@ impl Walk<'_> {
                     let owner = Owner::File(inode.ino);
                     let got = self.content(Some(fsid), owner, &mut file, at.get()).await;
                     if got.is_err() {
+                        let (dir, generation) = (inode.ino, inode.generation);
+                        let what = cairn_wafl_dir::Finding::Lost { fbn: at };
+                        self.out.add(Finding::Directory { fsid, dir, generation, what });
                         return;
                     }
                 }
@@ -381,7 +388,7 @@ impl Walk<'_> {
 
     fn links(&mut self, fsid: Fsid, pass: &Pass) {
         for (ino, known) in (pass.first..).map(InodeNo::new).zip(&pass.known) {
-            if !known.live || known.said == known.counted {
+            if !known.live {
                 continue;
             }
             let (generation, counted) = (Generation::new(known.generation), known.counted);
@@ -390,7 +397,9 @@ impl Walk<'_> {
                 self.out.add(Finding::Orphan { fsid, ino, generation });
             }
             let said = known.said;
-            self.out.add(Finding::Links { fsid, ino, generation, said, counted });
+            if said != counted {
+                self.out.add(Finding::Links { fsid, ino, generation, said, counted });
+            }
         }
     }
 

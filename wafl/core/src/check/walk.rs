@@ -40,7 +40,7 @@ pub(crate) struct Walk<'a> {
     /// PVBNs that something names.
     named: Bits,
     /// Everything that leads to other blocks could be read.
-    pub(super) whole: bool,
+    pub whole: bool,
 }
 
 impl<'a> Walk<'a> {

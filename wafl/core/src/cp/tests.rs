@@ -54,6 +54,44 @@ fn a_point_over_a_rotten_map_of_a_volume_is_refused() {
     assert!(pool.check(&st).is_err());
 }
 
+/// Changes the volume behind the back of its own counts and takes a point.
+fn point_after(seed: u64, harm: impl FnOnce(&mut VolState)) -> Result<(), CpError> {
+    let (sim, aggr, node) = with_volume(seed);
+    let before = aggr.root().map(|r| r.cp);
+    let volume = node.inner.volume(FSID).expect("it is there");
+    harm(&mut volume.lock());
+    volume.mark_record();
+    let done = sim.block_on(async {
+        let mut engine = node.inner.engine.lock().await;
+        node.inner.consistency_point(&mut engine).await
+    });
+    assert_eq!(aggr.root().map(|r| r.cp) == before, done.is_err(), "the root stays with an error");
+    done
+}
+
+#[test]
+fn a_point_that_loses_a_link_a_name_or_a_block_is_refused() {
+    let root = crate::volume::ROOT_INO;
+    assert!(point_after(10, |st| st.touch(root)).is_ok());
+    let harms: [fn(&mut VolState); 5] = [
+        |st| {
+            st.file_mut(crate::volume::ROOT_INO).inode.links += 1;
+            st.touch(crate::volume::ROOT_INO);
+        },
+        |st| st.sums.names += 1,
+        |st| st.files += 1,
+        |st| {
+            st.file_mut(crate::volume::ROOT_INO).tree.correct_blocks(1);
+            st.touch(crate::volume::ROOT_INO);
+        },
+        |st| st.used_blocks += 1,
+    ];
+    for (seed, harm) in (11..).zip(harms) {
+        let refused = point_after(seed, harm);
+        assert!(matches!(refused, Err(CpError::Sums(FSID, _))), "{seed}: {refused:?}");
+    }
+}
+
 #[test]
 fn a_freed_block_is_given_out_after_the_point_that_freed_it() {
     let (_sim, aggr, _node) = with_volume(3);

@@ -1,0 +1,180 @@
+//! The check on a live node: it walks a committed point while clients go on, and repairs.
+//!
+//! Layer: inside the check, on the manager.
+//!
+//! # Rules
+//! - From the start of a round the blocks that consistency points free are held back
+//!   ([`crate::space::Space::hold`]): what the walked root reaches is not overwritten. When space
+//!   runs short the hold is given up, and the check ends without a result.
+//! - A repair changes what a finding says by the difference it found; clients' changes since the
+//!   walked root add up with it. It looks at the present state first and leaves alone what is no
+//!   longer as it was found.
+//! - Changes of a volume wait ([`cairn_op::Status::Delay`]) from its first repair until the point
+//!   that commits the repairs: no log record can build on a repair that is not on disk.
+//! - Blocks are given free only when the walk could read everything that leads to blocks.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cairn_cf::{CheckFinding, CheckReport};
+use cairn_units::Fsid;
+
+use super::{Audit, Finding, Progress, check_root};
+use crate::manager::Inner;
+
+/// Rounds of walking and repairing: what one mends can show what it hid.
+const ROUNDS_MAX: u32 = 6;
+
+/// How the last check stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CheckStatus {
+    pub running: bool,
+    pub only: Option<Fsid>,
+    pub repair: bool,
+    /// Of the round under way or the last one.
+    pub audit: Audit,
+    /// Findings of the first round.
+    pub found: u64,
+    /// Repairs made.
+    pub repaired: u64,
+    /// Why it ended without a result.
+    pub failed: Option<String>,
+}
+
+/// The check of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Check {
+    status: Mutex<CheckStatus>,
+    progress: Mutex<Arc<Progress>>,
+}
+
+impl Check {
+    /// Asks a walk under way to end, because the blocks held back for it are wanted.
+    pub fn yield_space(&self) {
+        self.progress().stop.store(true, Ordering::Relaxed);
+    }
+
+    fn status(&self) -> MutexGuard<'_, CheckStatus> {
+        self.status.lock().unwrap_or_else(|e| e.into_inner())
+    }
+    pub(super) fn progress(&self) -> MutexGuard<'_, Arc<Progress>> {
+        self.progress.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// How it stands, and blocks looked at, of all.
+    pub fn report(&self) -> (CheckStatus, (u64, u64)) {
+        let progress = self.progress().clone();
+        let done = progress.done.load(Ordering::Relaxed);
+        let total = progress.total.load(Ordering::Relaxed).max(done);
+        (self.status().clone(), (done, total))
+    }
+}
+
+impl Inner {
+    /// Starts a check of one volume or of everything; one that runs goes on.
+    pub(crate) fn start_check(self: &Arc<Self>, only: Option<Fsid>, repair: bool) {
+        {
+            let mut status = self.check.status();
+            if status.running {
+                return;
+            }
+            *status = CheckStatus { running: true, only, repair, ..CheckStatus::default() };
+        }
+        let this = self.clone();
+        self.world.spawn.spawn(
+            "check",
+            Box::pin(async move {
+                let failed = this.check(only, repair).await.err();
+                let mut status = this.check.status();
+                status.failed = failed;
+                status.running = false;
+            }),
+        );
+    }
+
+    async fn check(&self, only: Option<Fsid>, repair: bool) -> Result<(), String> {
+        for round in 0..ROUNDS_MAX {
+            let progress = Arc::new(Progress::default());
+            *self.check.progress() = progress.clone();
+            // What is in memory only is not on disk yet: the point before the walk shows it.
+            self.engine.lock().await.space.hold(progress.clone());
+            let walked = self.walk(only, &progress).await;
+            let mut engine = self.engine.lock().await;
+            let (audit, whole) = match walked {
+                Ok(walked) => walked,
+                Err(error) => {
+                    engine.space.release();
+                    return Err(error);
+                }
+            };
+            let done = {
+                let mut status = self.check.status();
+                if round == 0 {
+                    status.found = audit.count;
+                }
+                status.audit = audit.clone();
+                audit.findings.is_empty() || !repair
+            };
+            let mended = match done {
+                true => 0,
+                false => self.repair(&mut engine, &audit, whole).await,
+            };
+            engine.space.release();
+            drop(engine);
+            if mended == 0 {
+                self.end_quiet();
+                return Ok(());
+            }
+            self.check.status().repaired += mended;
+            let committed = self.cp_now().await;
+            self.end_quiet();
+            committed.map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn walk(
+        &self,
+        only: Option<Fsid>,
+        progress: &Arc<Progress>,
+    ) -> Result<(Audit, bool), String> {
+        self.cp_now().await.map_err(|e| e.to_string())?;
+        let Some(root) = self.aggr.root() else { return Ok((Audit::default(), true)) };
+        let (audit, whole) = check_root(&self.aggr, &root.bytes, only, progress).await;
+        if progress.stop.load(Ordering::Relaxed) {
+            return Err("space ran short while the check held blocks back: free some space, \
+                        then start it again"
+                .to_owned());
+        }
+        Ok((audit, whole))
+    }
+
+    /// Lets clients change volumes again.
+    fn end_quiet(&self) {
+        for volume in self.volumes() {
+            volume.quiet.store(false, Ordering::Release);
+        }
+    }
+
+    /// How the last check stands, for CF.
+    pub(crate) fn check_report(&self) -> CheckReport {
+        let (s, progress) = self.check.report();
+        let finding = |f: &Finding| CheckFinding {
+            severity: f.severity().name().to_owned(),
+            volume: f.volume(),
+            text: f.to_string(),
+        };
+        CheckReport {
+            running: s.running,
+            only: s.only,
+            repair: s.repair,
+            progress,
+            seen: [s.audit.volumes, s.audit.inodes, s.audit.blocks],
+            found: s.found,
+            repaired: s.repaired,
+            left: s.audit.count,
+            findings: s.audit.findings.iter().map(finding).collect(),
+            failed: s.failed,
+        }
+    }
+}
