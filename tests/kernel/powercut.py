@@ -57,9 +57,11 @@ class Guest:
         tag = "h%d" % Guest.orders
         Guest.orders += 1
         request = os.path.join(SHARED, "req." + tag)
-        with open(request + ".new", "w") as f:
+        # The kit takes whatever begins with "req." as it finds it.
+        new = os.path.join(SHARED, ".new." + tag)
+        with open(new, "w") as f:
             f.write("\0".join(["0", *words]))
-        os.rename(request + ".new", request)
+        os.rename(new, request)
         reply = os.path.join(SHARED, "rep." + tag)
         wait("the kit's answer to %s" % (words,), lambda: os.path.exists(reply))
         with open(reply) as f:
@@ -70,10 +72,10 @@ class Guest:
     def order(self, *words):
         number = Guest.orders
         Guest.orders += 1
-        place = os.path.join(SHARED, "order.%d" % number)
-        with open(place + ".new", "w") as f:
+        place, new = (os.path.join(SHARED, name % number) for name in ("order.%d", ".order.%d"))
+        with open(new, "w") as f:
             json.dump(words, f)
-        os.rename(place + ".new", place)
+        os.rename(new, place)
         answer = os.path.join(SHARED, "answer.%d" % number)
         wait("the guest's answer to %s" % (words,), lambda: os.path.exists(answer))
         with open(answer) as f:
