@@ -56,6 +56,7 @@ grep -q 100003 /run/table && die "a server that stopped is still registered: $(c
 say "registered, and taken back"
 
 # 3. Our own responder where another one has the port: refused, and why.
-kc host "$CAIRN demo --dir $WORK/demo --listen $S --nfs-port 2049 --rest-port 0 --rpcbind serve" >/run/refused || true
+kc host "$CAIRN demo --dir $WORK/demo --listen $S --nfs-port 2049 --rest-port 0 --rpcbind serve" >/run/refused &&
+    die "two rpcbinds on one port"
 grep -q "111 is in use" /run/refused || die "the refusal does not name the port: $(cat /run/refused)"
 say "$(tail -1 /run/refused)"
