@@ -57,9 +57,11 @@ class Guest:
         tag = "h%d" % Guest.orders
         Guest.orders += 1
         request = os.path.join(SHARED, "req." + tag)
-        with open(request + ".new", "w") as f:
+        # The kit takes whatever begins with "req." as it finds it.
+        new = os.path.join(SHARED, ".new." + tag)
+        with open(new, "w") as f:
             f.write("\0".join(["0", *words]))
-        os.rename(request + ".new", request)
+        os.rename(new, request)
         reply = os.path.join(SHARED, "rep." + tag)
         wait("the kit's answer to %s" % (words,), lambda: os.path.exists(reply))
         with open(reply) as f:
@@ -70,10 +72,10 @@ class Guest:
     def order(self, *words):
         number = Guest.orders
         Guest.orders += 1
-        place = os.path.join(SHARED, "order.%d" % number)
-        with open(place + ".new", "w") as f:
+        place, new = (os.path.join(SHARED, name % number) for name in ("order.%d", ".order.%d"))
+        with open(new, "w") as f:
             json.dump(words, f)
-        os.rename(place + ".new", place)
+        os.rename(new, place)
         answer = os.path.join(SHARED, "answer.%d" % number)
         wait("the guest's answer to %s" % (words,), lambda: os.path.exists(answer))
         with open(answer) as f:
@@ -135,17 +137,80 @@ def log_lines(words):
         return [line for line in f if words in line]
 
 
-def rounds(options):
-    rng = random.Random(options.seed)
+def begin(options):
+    """The shelf (if disks come from one), the guest and the witness, when the node serves."""
     paths = sorted(os.path.join(options.work, name) for name in os.listdir(options.work)
                    if name.endswith(".img"))
     shelf = None
     if options.disks == "nbd":
-        shelf = volatile_disk.Shelf((os.environ["KC_SERVER"].rpartition(".")[0] + ".254", 10809),
-                                    paths)
+        address = (SERVER.rpartition(".")[0] + ".254", 10809)
+        shelf = volatile_disk.Shelf(address, paths)
     guest, witness = Guest(), Witness(options.witness, options.seed)
     wait("the first start", guest.serving)
     wait("vol0", lambda: guest.order("cli", "status")["code"] == 0)
+    return shelf, guest, witness
+
+
+def load(witness, seconds):
+    """Load without any fault that a client may see."""
+    witness.do("start")
+    time.sleep(seconds)
+    answer = witness.do("stop")
+    claim(answer.endswith("broken=0"), "a client was cut off: " + answer)
+    return witness.operations(answer)
+
+
+def logdisks(options):
+    """Two named log devices: killed, one fails, the power goes, both fail."""
+    shelf, guest, witness = begin(options)
+    listed = json.loads(guest.order("cli", "--json", "disk", "list")["out"])
+    listed = listed if isinstance(listed, list) else listed["disks"]
+    logs = [d["location"] for d in listed if "log" in d["role"]]
+    claim(len(logs) == 2, "two log devices: %s" % listed)
+    first, second = (shelf.disks[int(location[-1])] for location in sorted(logs))
+    before = [disk.counts["writes"] for disk in shelf.disks]
+    operations = load(witness, 1.5)
+    claim(all(disk.counts["writes"] > was for disk, was in zip(shelf.disks, before)
+              if disk in (first, second)), "the log lies on both log devices")
+    say("%d operations; %s" % (operations, witness.do("verify")))
+
+    def killed(what):
+        witness.do("start")
+        time.sleep(1)
+        guest.order("kill")
+        witness.do("stop")
+        guest.order("start")
+        wait("a start", guest.serving)
+        say("%s: killed, started, %s" % (what, witness.do("verify")))
+
+    killed("both log devices")
+    first.failing = True
+    load(witness, 2)
+    say("one log device fails under load: " + witness.do("verify"))
+    killed("one log device")
+    witness.do("start")
+    time.sleep(1)
+    guest.off()
+    lost = shelf.power_cut(volatile_disk.seeded(options.seed, 0))
+    witness.do("sever")
+    witness.do("stop")
+    guest.on()
+    wait("a start", guest.serving)
+    say("one log device, power cut (%d of %d unflushed blocks lost): %s"
+        % (lost[1], lost[0], witness.do("verify")))
+    first.failing = False
+    killed("the log device answers again")
+    second.failing = True
+    load(witness, 2)
+    say("the other fails: " + witness.do("verify"))
+    killed("no log device is left")
+    answer = guest.order("stop")
+    claim(answer == {"code": 0}, "a clean stop: %s" % answer)
+
+
+def rounds(options):
+    rng = random.Random(options.seed)
+    shelf, guest, witness = begin(options)
     devices(guest, shelf, options.disks)
     cuts = clean = unflushed = touched = operations = again = 0
     end = time.monotonic() + options.seconds
@@ -193,6 +258,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", required=True)
     parser.add_argument("--witness", required=True)
+    parser.add_argument("--story", choices=["cuts", "logdisks"], default="cuts")
     parser.add_argument("--disks", choices=["nbd", "ubd"], default="nbd")
     parser.add_argument("--cuts", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0)
@@ -203,7 +269,7 @@ def main():
         options.seed = random.SystemRandom().randrange(1 << 32)
     say("powercut, seed %d" % options.seed)
     try:
-        rounds(options)
+        {"cuts": rounds, "logdisks": logdisks}[options.story](options)
     except Failed as e:
         say("FAILED: %s" % e)
         for line in log_lines("")[-40:]:

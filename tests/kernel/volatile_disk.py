@@ -17,7 +17,7 @@ REQUEST = struct.Struct(">IHHQQI")
 REQUEST_MAGIC, REPLY_MAGIC = 0x25609513, 0x67446698
 READ, WRITE, DISCONNECT, FLUSH, TRIM = range(5)
 FLAG_FUA = 1
-EINVAL = 22
+EIO, EINVAL = 5, 22
 # Has flags, takes flush, takes write-through, takes trim.
 FLAGS = 1 | 4 | 8 | 32
 
@@ -32,6 +32,7 @@ class Disk:
         self.lock = threading.Lock()
         # Block: its contents since the last flush, oldest first.
         self.cache = {}
+        self.failing = False
         self.counts = dict.fromkeys(("reads", "writes", "flushes", "trims", "through"), 0)
 
     def block(self, at):
@@ -69,6 +70,8 @@ class Disk:
         """One request: (error, data)."""
         if offset + count > self.bytes:
             return EINVAL, b""
+        if self.failing:
+            return EIO, b""
         with self.lock:
             if kind == READ:
                 self.counts["reads"] += 1

@@ -3,16 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use cairn_raid_disk::{
-    CreateDiskError, Disk, DiskError, Driver, DriverOptions, OpenDiskError, create_file_disk,
-    open_disks,
+    CreateDiskError, Disk, DiskClass, DiskError, Driver, DriverOptions, OpenDiskError,
+    create_file_disk, open_disks,
 };
 use cairn_sim::conformance::{
     CONFORMANCE_BLOCKS_MIN, disk_conformance, join_all, pattern, read_blocks,
@@ -98,6 +100,77 @@ fn drivers_conform_on_real_files() {
             n += 1;
             open_one(&scratch.disk(&format!("d{n}")), driver).unwrap()
         }));
+    }
+}
+
+/// A block device in front of a file.
+struct Loop(PathBuf);
+
+impl Loop {
+    /// `None` where the system lets nobody make one.
+    fn new(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        match made {
+            Ok(out) if out.status.success() => {
+                Some(Self(PathBuf::from(String::from_utf8(out.stdout).unwrap().trim())))
+            }
+            other => {
+                eprintln!("block devices are not tested: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        assert!(Command::new("losetup").arg("--detach").arg(&self.0).status().unwrap().success());
+    }
+}
+
+#[test]
+fn drivers_conform_on_block_devices() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let mut devices = Vec::new();
+        block_on(disk_conformance(|| {
+            let file = scratch.disk(&format!("d{}", devices.len()));
+            // Where there are none, the files themselves must do.
+            let device = Loop::new(&file);
+            let disk = open_one(device.as_ref().map_or(&file, |d| &d.0), driver).unwrap();
+            assert_eq!(disk.info().blocks, Blocks::new(CONFORMANCE_BLOCKS_MIN));
+            if let Some(device) = &device {
+                assert_ne!(disk.info().class, DiskClass::File);
+                let second = open_one(&device.0, driver).map(drop).unwrap_err();
+                assert!(matches!(second, OpenDiskError::InUse { .. }), "{second}");
+            }
+            devices.push(device);
+            disk
+        }));
+    }
+}
+
+/// What a device discards is given back to whoever holds its blocks.
+#[test]
+fn discarded_blocks_of_a_block_device_leave_the_file_behind_it() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let file = scratch.disk("d");
+        let Some(device) = Loop::new(&file) else { return };
+        let disk = open_one(&device.0, driver).unwrap();
+        let held = || fs::metadata(&file).unwrap().blocks();
+        block_on(async {
+            for at in (0..512).step_by(64) {
+                disk.write(Dbn::new(at), vec![pattern(at); 64]).await.unwrap();
+            }
+            disk.flush().await.unwrap();
+            let before = held();
+            disk.discard(Dbn::new(0), Blocks::new(256)).await.unwrap();
+            disk.flush().await.unwrap();
+            let left = held();
+            assert!(left <= before - 256 * 8, "{left} of {before} sectors are left");
+            assert!(read_blocks(&*disk, 300, 1).await[0][..] == pattern(256)[..]);
+        });
     }
 }
 

@@ -14,6 +14,8 @@ const FATTR_BYTES: usize = 84;
 pub(crate) const NOT_FOUND: u32 = 2;
 /// UNSTABLE of a WRITE.
 pub(crate) const UNSTABLE: u32 = 0;
+/// DATA_SYNC of a WRITE.
+pub(crate) const DATA_SYNC: u32 = 1;
 /// FILE_SYNC of a WRITE.
 pub(crate) const FILE_SYNC: u32 = 2;
 

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::nfs::{Client, FILE_SYNC, Handle, Target, UNSTABLE};
+use crate::nfs::{Client, DATA_SYNC, FILE_SYNC, Handle, Target, UNSTABLE};
 use crate::rpc::Error;
 
 const BLOCK: usize = 4096;
@@ -198,7 +198,8 @@ impl Worker {
         let file = self.any_file();
         match (choice, file) {
             (_, None) | (80..=87, _) => self.create(client, &dir),
-            (0..=39, Some(name)) => self.write(client, &name, FILE_SYNC),
+            (0..=29, Some(name)) => self.write(client, &name, FILE_SYNC),
+            (30..=39, Some(name)) => self.write(client, &name, DATA_SYNC),
             (40..=57, Some(name)) => {
                 let stability = if self.unstable { UNSTABLE } else { FILE_SYNC };
                 self.write(client, &name, stability)

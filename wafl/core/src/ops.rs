@@ -212,6 +212,7 @@ impl Inner {
 
     async fn wait_stable(&self, lsn: Option<Lsn>, cp: CpCount) -> Result<(), Failure> {
         if let Some(lsn) = lsn
+            && !mutant("reply-does-not-wait")
             && let Err(error) = self.log.durable(lsn).await
         {
             if !self.stopped.load(Ordering::Acquire) {

@@ -98,12 +98,12 @@ fn a_freed_block_is_given_out_after_the_point_that_freed_it() {
     let mut space = Space::new(aggr.geometry());
     space.read_counts().expect("an empty file has no blocks to load");
     space.reserve_zero();
-    let mut last = None;
+    let mut first = None;
     while let Ok(at) = space.take() {
         space.put(at, Block::zero(), Crc::new(0), BlockTag::default());
-        last = Some(at);
+        first.get_or_insert(at);
     }
-    let freed = last.expect("there was a free block");
+    let freed = first.expect("there was a free block");
     space.free(freed);
     assert!(space.take().is_err(), "{freed:?} is part of the committed state");
     space.close();
