@@ -140,6 +140,16 @@ def devices(guest, options):
     claim({d["size_bytes"] for d in disks} == sizes, "sizes: %s" % disks)
 
 
+def whole_stripes(guest):
+    """No stripe that was being written at a cut is left with parity of another age."""
+    done = guest.order("cli", "scrub", "start")
+    claim(done["code"] == 0, "a scrub: %s" % done)
+    status = json.loads(guest.order("cli", "--json", "scrub", "status")["out"])
+    claim(status["finished"] and status["damaged"] == 0 and status["parity_mismatches"] == 0,
+          "the scrub after the cuts: %s" % status)
+    say("scrub: %d stripes are whole" % status["stripes_done"])
+
+
 def log_lines(words):
     with open(os.path.join(SHARED, "cairnd.log"), errors="replace") as f:
         return [line for line in f if words in line]
@@ -218,12 +228,18 @@ def rounds(options):
     rng = random.Random(options.seed)
     shelf, guest, witness = begin(options)
     devices(guest, options)
-    cuts = clean = unflushed = touched = operations = again = 0
+    cuts = clean = points = unflushed = touched = operations = again = 0
     end = time.monotonic() + options.seconds
     while cuts < options.cuts or time.monotonic() < end:
         witness.do("start")
         time.sleep(rng.uniform(0.2, options.load))
-        gentle = rng.randrange(8) == 0
+        kind = rng.randrange(8)
+        gentle = kind == 0
+        if kind in (1, 2, 3):
+            # Behind a consistency point: what it overwrites from now on, its root must not need.
+            answer = guest.order("cli", "aggregate", "cp")
+            claim(answer["code"] == 0, "a consistency point: %s" % answer)
+            points += 1
         if gentle:
             operations = witness.operations(witness.do("stop"))
             answer = guest.order("stop")
@@ -251,9 +267,10 @@ def rounds(options):
         answer = witness.do("verify")
         if cuts % 10 < 2 or options.cuts <= 20:
             say("cut %d: %s" % (cuts, answer))
-    say("%d cuts (%d behind a clean stop, %d during a start), %d operations, "
+    say("%d cuts (%d behind a clean stop, %d behind a point, %d during a start), %d operations, "
         "%d unflushed blocks at the cuts, %d of them lost or torn"
-        % (cuts, clean, again, operations, unflushed, touched))
+        % (cuts, clean, points, again, operations, unflushed, touched))
+    whole_stripes(guest)
     if shelf:
         say("requests of the disks: %s" % shelf.counts())
         claim(touched > 0, "no cut took anything: it proves nothing")
