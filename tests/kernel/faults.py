@@ -416,6 +416,7 @@ def rot(options):
     witness.load(demo, 1)
     status = demo.scrub()
     say("scrub: %s" % status)
+    claim(status["damaged"] > 0, "scrub found nothing of the damaged parity: %s" % status)
     claim(status["damaged"] == status["repaired"], "scrub left damage: %s" % status)
     again = demo.scrub()
     claim(again["damaged"] == 0 and again["parity_mismatches"] == 0, "second scrub: %s" % again)

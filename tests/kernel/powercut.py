@@ -115,7 +115,12 @@ class Witness:
         return int(answer.split("ops=")[1].split()[0])
 
 
-def devices(guest, shelf, kind):
+def images(options):
+    return sorted(os.path.join(options.work, name) for name in os.listdir(options.work)
+                  if name.endswith(".img"))
+
+
+def devices(guest, options):
     """What holds of block devices, whatever their kind."""
     refused = guest.order("second", "/run/same-disks.toml")
     claim(refused["code"] == 1 and "in use" in refused["err"],
@@ -128,8 +133,21 @@ def devices(guest, shelf, kind):
     disks = json.loads(listed["out"])
     disks = disks if isinstance(disks, list) else disks["disks"]
     say("block devices in use: %s" % ", ".join(
-        "%s (%s blocks)" % (d["location"], d.get("blocks", d.get("size", "?"))) for d in disks))
-    claim(all(d["location"].startswith("/dev/" + kind) for d in disks), str(disks))
+        "%s (%d MiB, %s)" % (d["location"], d["size_bytes"] >> 20, d["class"]) for d in disks))
+    claim(all(d["location"].startswith("/dev/" + options.disks) and d["class"] != "file" for d in disks),
+          str(disks))
+    sizes = {os.path.getsize(path) for path in images(options)}
+    claim({d["size_bytes"] for d in disks} == sizes, "sizes: %s" % disks)
+
+
+def whole_stripes(guest):
+    """No stripe that was being written at a cut is left with parity of another age."""
+    done = guest.order("cli", "scrub", "start")
+    claim(done["code"] == 0, "a scrub: %s" % done)
+    status = json.loads(guest.order("cli", "--json", "scrub", "status")["out"])
+    claim(status["finished"] and status["damaged"] == 0 and status["parity_mismatches"] == 0,
+          "the scrub after the cuts: %s" % status)
+    say("scrub: %d stripes are whole" % status["stripes_done"])
 
 
 def log_lines(words):
@@ -139,12 +157,10 @@ def log_lines(words):
 
 def begin(options):
     """The shelf (if disks come from one), the guest and the witness, when the node serves."""
-    paths = sorted(os.path.join(options.work, name) for name in os.listdir(options.work)
-                   if name.endswith(".img"))
     shelf = None
     if options.disks == "nbd":
         address = (SERVER.rpartition(".")[0] + ".254", 10809)
-        shelf = volatile_disk.Shelf(address, paths)
+        shelf = volatile_disk.Shelf(address, images(options))
     guest, witness = Guest(), Witness(options.witness, options.seed)
     wait("the first start", guest.serving)
     wait("vol0", lambda: guest.order("cli", "status")["code"] == 0)
@@ -211,13 +227,19 @@ def logdisks(options):
 def rounds(options):
     rng = random.Random(options.seed)
     shelf, guest, witness = begin(options)
-    devices(guest, shelf, options.disks)
-    cuts = clean = unflushed = touched = operations = again = 0
+    devices(guest, options)
+    cuts = clean = points = unflushed = touched = operations = again = 0
     end = time.monotonic() + options.seconds
     while cuts < options.cuts or time.monotonic() < end:
         witness.do("start")
         time.sleep(rng.uniform(0.2, options.load))
-        gentle = rng.randrange(8) == 0
+        kind = rng.randrange(8)
+        gentle = kind == 0
+        if kind in (1, 2, 3):
+            # Behind a consistency point: what it overwrites from now on, its root must not need.
+            answer = guest.order("cli", "aggregate", "cp")
+            claim(answer["code"] == 0, "a consistency point: %s" % answer)
+            points += 1
         if gentle:
             operations = witness.operations(witness.do("stop"))
             answer = guest.order("stop")
@@ -245,13 +267,15 @@ def rounds(options):
         answer = witness.do("verify")
         if cuts % 10 < 2 or options.cuts <= 20:
             say("cut %d: %s" % (cuts, answer))
-    say("%d cuts (%d behind a clean stop, %d during a start), %d operations, "
+    say("%d cuts (%d behind a clean stop, %d behind a point, %d during a start), %d operations, "
         "%d unflushed blocks at the cuts, %d of them lost or torn"
-        % (cuts, clean, again, operations, unflushed, touched))
+        % (cuts, clean, points, again, operations, unflushed, touched))
+    whole_stripes(guest)
     if shelf:
         say("requests of the disks: %s" % shelf.counts())
         claim(touched > 0, "no cut took anything: it proves nothing")
-    say("driver: %s" % (log_lines("io_uring") or ["io_uring, no complaint"])[-1].strip())
+    for line in log_lines("io_uring")[-1:]:
+        say(line.strip())
 
 
 def main():

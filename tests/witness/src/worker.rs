@@ -419,11 +419,13 @@ impl File {
             }
         }
         let end = at + versions.len() as u64;
-        let grown: BTreeSet<u64> = self.sizes.iter().map(|size| end.max(*size)).collect();
+        let grown = |end: u64| self.sizes.iter().map(move |size| end.max(*size));
         if stable {
-            self.sizes = grown;
+            self.sizes = grown(end).collect();
         } else {
-            self.sizes.extend(grown);
+            // Any of its blocks may be there: a COMMIT that was not answered makes some stable.
+            let any: BTreeSet<u64> = (at + 1..=end).flat_map(grown).collect();
+            self.sizes.extend(any);
         }
         self.now = self.now.max(end);
     }

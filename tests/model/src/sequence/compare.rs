@@ -230,6 +230,10 @@ pub(super) async fn trees(
 ) -> Checked<()> {
     let mut seen = BTreeSet::new();
     let mut todo = vec![root];
+    // No entry leads to the root, and it has extended attributes as well.
+    if let Ok(Reply::Attrs(attrs)) = model.run(&root_ctx(), Op::GetAttr { obj: root.a }) {
+        content(model, b, twins, root, &attrs).await?;
+    }
     while let Some(dir) = todo.pop() {
         both(model, b, twins, |p| Op::GetAttr { obj: p }, dir).await?;
         let (in_a, in_b) = (list(model, dir.a, 17).await?, list(b, dir.b, 17).await?);
@@ -254,6 +258,20 @@ pub(super) async fn trees(
             }
             content(model, b, twins, pair, &a.1).await.map_err(place)?;
         }
+    }
+    Ok(())
+}
+
+/// Compares the blocks of a file at these places.
+pub(super) async fn blocks(
+    model: &ModelNode,
+    b: &dyn DModule,
+    twins: &mut Twins,
+    file: Pair,
+    places: &BTreeSet<u64>,
+) -> Checked<()> {
+    for offset in places {
+        both(model, b, twins, |obj| Op::Read { obj, offset: *offset, count: 4096 }, file).await?;
     }
     Ok(())
 }

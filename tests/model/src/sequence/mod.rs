@@ -34,7 +34,7 @@ mod compare;
 mod pending;
 mod steps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cairn_cf::{DModule, Manage, Managed};
@@ -369,6 +369,10 @@ impl Runner {
         self.b = Some(b.clone());
         let in_flight = self.in_flight.take();
         let mut candidates = vec![(self.a.fork(), self.pending.clone())];
+        let touched = in_flight.as_ref().and_then(|f| match &f.op {
+            Op::Write { obj, .. } | Op::Punch { obj, .. } | Op::SetAttr { obj, .. } => Some(*obj),
+            _ => None,
+        });
         if let Some(InFlight { ctx, op }) = in_flight {
             let (model, mut pending) = (self.a.fork(), self.pending.clone());
             // An interrupted write is like an unstable one: each byte may be there or not.
@@ -376,14 +380,28 @@ impl Runner {
             drop(model.run(&ctx, op));
             candidates.push((model, pending));
         }
+        // Trees are compared where the model has data. A candidate that has none where the other
+        // one has some must be held against both.
+        let touched = touched.and_then(|a| Some(Pair { a, b: *self.twins.by_a.get(&a)? }));
+        let places: BTreeSet<u64> = match touched {
+            Some(pair) => candidates
+                .iter()
+                .flat_map(|(model, _)| model.allocated(&pair.a))
+                .filter_map(|fbn| fbn.offset())
+                .collect(),
+            None => BTreeSet::new(),
+        };
         let mut refusals = Vec::new();
         for (model, pending) in candidates {
             let mut twins = self.twins.clone();
             let followed = pending::follow(&model, b.as_ref(), &twins, &pending).await;
-            let compared = match followed {
+            let mut compared = match followed {
                 Ok(()) => compare::trees(&model, b.as_ref(), self.root, &mut twins).await,
                 Err(difference) => Err(difference),
             };
+            if let (Ok(()), Some(pair)) = (&compared, touched) {
+                compared = compare::blocks(&model, b.as_ref(), &mut twins, pair, &places).await;
+            }
             match compared {
                 Ok(()) => {
                     (self.a, self.twins) = (model, twins);
