@@ -10,7 +10,7 @@ use core::future::Future;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
@@ -86,16 +86,20 @@ struct Core {
     running: bool,
 }
 
+/// Tasks that can run. Sorted, so that the seed's choice does not depend on the order in which they
+/// were woken: tokio's `watch` wakes its waiters in an order of its own making.
+type ReadyList = Arc<Mutex<BTreeSet<u64>>>;
+
 /// What tasks, clocks and disks share.
 pub(crate) struct Inner {
     core: Mutex<Core>,
-    ready: Arc<Mutex<Vec<u64>>>,
+    ready: ReadyList,
 }
 
 struct TaskWaker {
     id: u64,
     queued: AtomicBool,
-    ready: Arc<Mutex<Vec<u64>>>,
+    ready: ReadyList,
 }
 
 impl Wake for TaskWaker {
@@ -104,7 +108,7 @@ impl Wake for TaskWaker {
     }
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::SeqCst) {
-            lock(&self.ready).push(self.id);
+            lock(&self.ready).insert(self.id);
         }
     }
 }
@@ -192,7 +196,7 @@ impl SimWorld {
             power_lost: false,
             running: false,
         };
-        let inner = Inner { core: Mutex::new(core), ready: Arc::new(Mutex::new(Vec::new())) };
+        let inner = Inner { core: Mutex::new(core), ready: ReadyList::default() };
         Self { inner: Arc::new(inner), seed }
     }
 
@@ -405,7 +409,8 @@ impl SimWorld {
             return None;
         }
         let at = core.rng.index(ready.len());
-        let id = ready.swap_remove(at);
+        let id = ready.iter().nth(at).copied()?;
+        ready.remove(&id);
         drop(ready);
         core.event(Event::Poll, id, 0);
         core.polls_without_time += 1;

@@ -40,6 +40,8 @@ pub(crate) struct Together {
     pub(crate) shared: Mutex<Vec<Shared>>,
     /// Verifier of each machine.
     verifiers: Mutex<BTreeMap<u64, u64>>,
+    /// What each client is at.
+    pub(crate) under_way: Mutex<BTreeMap<u8, Op>>,
     /// Operations done.
     pub(crate) done: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -50,6 +52,7 @@ impl Together {
         Arc::new(Self {
             shared: Mutex::new(shared.collect()),
             verifiers: Mutex::default(),
+            under_way: Mutex::default(),
             done: Mutex::default(),
         })
     }
@@ -182,7 +185,9 @@ impl Client {
     /// Runs one operation.
     pub(crate) async fn run(&mut self, op: &Op) -> Result<()> {
         self.together.count(op.name());
+        lock(&self.together.under_way).insert(self.number, *op);
         let result = self.step(op).await;
+        lock(&self.together.under_way).remove(&self.number);
         if !self.pace.is_zero() {
             let nanos = u64::try_from(self.pace.as_nanos()).unwrap_or(0).max(1);
             let pause = self.nfs.rpc.world().entropy.next_u64() % (2 * nanos);

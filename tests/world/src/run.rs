@@ -232,7 +232,11 @@ impl Run {
         let deadline = self.now() + u64::try_from(PATIENCE.as_nanos()).unwrap_or(0);
         while !self.clients_ended()? {
             if self.now() > deadline {
-                return violated("clients make no progress though nothing is broken");
+                let at = lock(&self.together.under_way).clone();
+                let says = self.machine_says();
+                return violated(format!(
+                    "clients make no progress though nothing is broken: {at:?}, {says}"
+                ));
             }
             let look = self.now() + u64::try_from(LOOK.as_nanos()).unwrap_or(0);
             self.run_until(look)?;
@@ -454,9 +458,9 @@ impl Run {
     fn make_room(&mut self) -> Outcome<()> {
         let tiny = self.plan.shape.tiny;
         self.let_clients(|number| {
-            let mut ops = Vec::new();
+            let mut ops = vec![Op::Remove { slot: 0 }];
             if tiny {
-                ops.extend((0..crate::plan::SLOTS).map(|slot| Op::Remove { slot }));
+                ops.extend((1..crate::plan::SLOTS).map(|slot| Op::Remove { slot }));
                 ops.push(Op::Sleep { ms: 30_000 });
             }
             ops.push(Op::Create { slot: 0, how: 0 });
@@ -506,7 +510,7 @@ impl Run {
 
     /// New disks for empty positions, and for those that are not to be trusted.
     fn replace_disks(&mut self) -> Outcome<()> {
-        self.await_or_add_spares()?;
+        self.await_whole()?;
         for at in self.account.to_replace() {
             let status = self.disks.iter().find(|d| d.location == at).cloned();
             self.account.forget(&at);
@@ -521,21 +525,6 @@ impl Run {
         Ok(())
     }
 
-    fn await_or_add_spares(&mut self) -> Outcome<()> {
-        self.look()?;
-        let missing = self.plan.shape.disks
-            - self
-                .disks
-                .iter()
-                .filter(|d| d.position.is_some() && d.state != ColumnState::Missing)
-                .count()
-                .min(self.plan.shape.disks);
-        for _ in 0..missing {
-            self.add_disk()?;
-        }
-        self.await_whole()
-    }
-
     /// Puts a new disk in as a spare.
     pub(crate) fn add_disk(&mut self) -> Outcome<()> {
         self.shelved += 1;
@@ -548,7 +537,7 @@ impl Run {
         }
     }
 
-    /// Every position is whole.
+    /// Every position is whole; new disks are put in for those that are found to be missing.
     fn await_whole(&mut self) -> Outcome<()> {
         let deadline = self.now() + u64::try_from(PATIENCE.as_nanos()).unwrap_or(0);
         loop {
@@ -557,14 +546,41 @@ impl Run {
             if self.positions_online() {
                 return Ok(());
             }
-            if self.now() > deadline {
-                let states: Vec<_> = self
-                    .disks
+            let of = |role, state| {
+                self.disks
                     .iter()
-                    .map(|d| (&d.location, d.position, d.state, d.rebuild))
-                    .collect();
-                return violated(format!("the group does not become whole: {states:?}"));
+                    .filter(|d| (d.position.is_some(), d.state) == (role, state))
+                    .count()
+            };
+            let missing = of(true, ColumnState::Missing);
+            if missing > of(false, ColumnState::Online) {
+                self.add_disk()?;
+            }
+            if self.now() > deadline {
+                return violated(format!("the group does not become whole: {:?}", self.states()));
             }
         }
+    }
+
+    fn states(&self) -> Vec<String> {
+        let state = |d: &DiskStatus| {
+            let at = d.position.map(|(_, column)| column.get());
+            format!("{} {at:?} {:?} {:?}", d.location, d.state, d.rebuild)
+        };
+        self.disks.iter().map(state).collect()
+    }
+
+    /// What the machine says of itself, for messages.
+    fn machine_says(&mut self) -> String {
+        let status = self.manage(Manage::AggregateStatus);
+        let counters = self.manage(Manage::Counters);
+        let mut numbers = Vec::new();
+        if let Ok(Some(Ok(Managed::Counters(all)))) = counters {
+            let wanted = |m: &&cairn_cf::Metric| {
+                m.labels.is_empty() && m.value > 0 && !m.name.contains("nanos")
+            };
+            numbers.extend(all.iter().filter(wanted).map(|m| format!("{} {}", m.name, m.value)));
+        }
+        format!("{status:?}, {numbers:?}, {:?}", self.states())
     }
 }
