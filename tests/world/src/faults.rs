@@ -99,10 +99,10 @@ impl Account {
         *slot = (*slot).max(suspicion);
     }
 
-    /// A scrub came to its end with every disk answering.
-    pub(crate) fn scrubbed(&mut self) {
+    /// A scrub came to its end with every disk answering; `armed` disks may still lie later.
+    pub(crate) fn scrubbed(&mut self, armed: impl Fn(&str) -> bool) {
         self.damage.clear();
-        self.suspect.retain(|_, s| *s != Suspicion::UntilScrub);
+        self.suspect.retain(|at, s| *s != Suspicion::UntilScrub || armed(at));
     }
 
     /// A disk is not used any more, or is used anew.

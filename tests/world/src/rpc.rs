@@ -22,6 +22,8 @@ use crate::xdr::{In, Out};
 const REMEMBERED_MAX: usize = 64;
 /// Age of a call after which the server's reply cache may have forgotten it.
 pub(crate) const CACHE_NANOS: u64 = 100_000_000_000;
+/// Time for calls to be taken by the connection; a machine without power takes none.
+const SEND_PATIENCE: Duration = Duration::from_secs(20);
 const LAST_FRAGMENT: u32 = 0x8000_0000;
 
 /// What must never happen, and did.
@@ -236,7 +238,11 @@ impl RpcClient {
                 bytes.extend_from_slice(&record);
             }
         }
-        connected.end.write_all(&bytes).await
+        let sent = connected.end.write_all(&bytes);
+        match within(&self.world, SEND_PATIENCE, sent).await {
+            Some(sent) => sent,
+            None => Err(std::io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Receives until nothing is missing (`true`), or until silence or a break (`false`).

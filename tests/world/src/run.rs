@@ -288,10 +288,15 @@ impl Run {
             self.scrubbing = false;
             let whole = scrub.finished.is_some() && self.account.hung.is_empty();
             if whole && self.positions_online() {
-                self.account.scrubbed();
+                self.scrubbed();
             }
         }
         Ok(())
+    }
+
+    fn scrubbed(&mut self) {
+        let shelf = lock(&self.shelf);
+        self.account.scrubbed(|at| shelf.get(at).is_some_and(SimDisk::is_armed));
     }
 
     pub(crate) fn positions_online(&self) -> bool {
@@ -404,6 +409,7 @@ impl Run {
         self.sim.cancel_cut();
         self.cut_in_start = None;
         self.net.heal();
+        lock(&self.shelf).values().for_each(SimDisk::disarm);
         for ends in self.trouble_ends.values_mut() {
             *ends = 0;
         }
@@ -416,7 +422,7 @@ impl Run {
         if second.damaged > 0 || second.parity_mismatches > 0 {
             return violated(format!("a scrub after a scrub finds something: {second:?}"));
         }
-        self.account.scrubbed();
+        self.scrubbed();
         self.compare()?;
         self.sim.power_cut();
         self.machine_is_gone(false);
