@@ -24,7 +24,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use cairn_sys::{BoxFuture, Payload};
 use cairn_units::{MonoTime, OpNo};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
@@ -41,6 +41,7 @@ use crate::pending::PendingSet;
 use crate::replay::{Admission, CHECKSUM_BYTES, Key, Ticket};
 use crate::server::Shared;
 use crate::service::{Body, Call, Cost, Outcome, PayloadPlan, Replay, Service};
+use crate::stream::Stream;
 use crate::xdr::{Put, padding};
 
 /// Bytes of a record that hold every header with arguments of a call with payload.
@@ -152,11 +153,11 @@ struct AuthMemo {
     auth: Auth,
 }
 
-pub(crate) struct Connection<S: Service> {
+pub(crate) struct Connection<S: Service, T: Stream = TcpStream> {
     shared: Arc<Shared<S>>,
     control: Arc<Control>,
     worker: usize,
-    stream: TcpStream,
+    stream: T,
     client: SocketAddr,
     local: SocketAddr,
     window: Window,
@@ -178,16 +179,15 @@ pub(crate) struct Connection<S: Service> {
     send_since: Option<(u64, MonoTime)>,
 }
 
-impl<S: Service> Connection<S> {
+impl<S: Service, T: Stream> Connection<S, T> {
     pub(crate) fn new(
         shared: Arc<Shared<S>>,
         control: Arc<Control>,
         worker: usize,
-        stream: TcpStream,
+        stream: T,
         client: SocketAddr,
     ) -> std::io::Result<Self> {
-        let local = stream.local_addr()?;
-        stream.set_nodelay(true)?;
+        let local = stream.prepare()?;
         let received_at = shared.world.clock.monotonic();
         let pending = PendingSet::new(control.task().clone());
         Ok(Self {
@@ -711,22 +711,17 @@ impl<S: Service> Connection<S> {
     /// Reads once; whether anything came.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<bool, Close> {
         let received = match &mut self.receiving {
-            Receiving::Payload(call) => loop {
-                match self.stream.poll_read_ready(cx) {
-                    Poll::Pending => return Ok(false),
-                    Poll::Ready(ready) => ready?,
-                }
+            Receiving::Payload(call) => {
                 let filling = &mut call.filling;
                 let tail = self.window.room(self.window_bytes);
-                match self.stream.try_read_vectored(&mut filling.slices(tail)) {
-                    Ok(n) => {
-                        self.window.received(filling.received(n));
-                        break n;
-                    }
-                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(e) => return Err(e.into()),
-                }
-            },
+                let stream = Pin::new(&mut self.stream);
+                let n = match stream.poll_read_vectored(cx, &mut filling.slices(tail)) {
+                    Poll::Pending => return Ok(false),
+                    Poll::Ready(n) => n?,
+                };
+                self.window.received(filling.received(n));
+                n
+            }
             Receiving::Head | Receiving::Assemble(_) => {
                 let mut room = ReadBuf::new(self.window.room(self.window_bytes));
                 assert!(room.capacity() > 0, "a full window is parsed before more is read");
@@ -780,7 +775,7 @@ impl<S: Service> Connection<S> {
     }
 }
 
-impl<S: Service> Drop for Connection<S> {
+impl<S: Service, T: Stream> Drop for Connection<S, T> {
     fn drop(&mut self) {
         self.shared.budget.forget(self.control.id);
         // What must be done once goes on without us, so that the client's retry finds a reply.

@@ -20,6 +20,7 @@ mod pending;
 mod replay;
 mod server;
 mod service;
+mod stream;
 mod udp;
 pub mod xdr;
 
@@ -27,6 +28,7 @@ pub use config::{
     CONNECTION_REQUESTS_MAX, Limits, RECEIVE_BUFFER_BYTES, REQUEST_BYTES, ServerConfig,
 };
 pub use metrics::{LATENCY_BUCKETS, MetricsSnapshot, ProcedureMetrics};
-pub use server::{RunningServer, StartError, start};
+pub use server::{RunningServer, StartError, StreamServer, start};
 pub use service::{Body, Call, Cost, Outcome, PayloadPlan, Plan, Replay, Service};
+pub use stream::Stream;
 pub use udp::{RunningUdp, answer_datagram, start_udp};

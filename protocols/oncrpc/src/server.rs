@@ -17,7 +17,7 @@ use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cairn_sys::World;
+use cairn_sys::{BoxFuture, World};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -29,6 +29,7 @@ use crate::control::{Close, Control};
 use crate::metrics::{Metrics, MetricsSnapshot, count};
 use crate::replay::ReplayCache;
 use crate::service::Service;
+use crate::stream::Stream;
 
 /// Connections that the kernel may hold for us before we accept them.
 const BACKLOG: i32 = 1024;
@@ -111,7 +112,8 @@ impl LogLimiter {
 }
 
 struct Worker {
-    handle: Handle,
+    /// Where its connections run; `None` when they run wherever they are polled.
+    handle: Option<Handle>,
     connections: AtomicUsize,
 }
 
@@ -131,6 +133,29 @@ pub(crate) struct Shared<S: Service> {
 }
 
 impl<S: Service> Shared<S> {
+    fn new(
+        name: &'static str,
+        limits: Limits,
+        service: Arc<S>,
+        world: World,
+        workers: Vec<Worker>,
+    ) -> Arc<Self> {
+        let limits = limits.normalized();
+        Arc::new(Self {
+            service,
+            limits,
+            world,
+            budget: Budget::new(limits.total_bytes_max),
+            replay: ReplayCache::new(&limits),
+            metrics: Metrics::new(S::METRICS, workers.len()),
+            name,
+            registry: Mutex::new(BTreeMap::new()),
+            closed: Notify::new(),
+            log: LogLimiter::default(),
+            workers,
+        })
+    }
+
     fn registry(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Control>>> {
         self.registry.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -196,26 +221,15 @@ pub fn start<S: Service>(
     let (stop, stopped) = watch::channel(false);
     let mut threads = Vec::new();
     let mut workers = Vec::new();
+    let mut first = None;
     for n in 0..config.workers.clamp(1, WORKERS_MAX) {
         let (thread, handle) = start_worker(config.name, n, stopped.clone())?;
         threads.push(thread);
-        workers.push(Worker { handle, connections: AtomicUsize::new(0) });
+        first.get_or_insert_with(|| handle.clone());
+        workers.push(Worker { handle: Some(handle), connections: AtomicUsize::new(0) });
     }
-    let limits = config.limits.normalized();
-    let first = workers[0].handle.clone();
-    let shared = Arc::new(Shared {
-        service,
-        limits,
-        world,
-        budget: Budget::new(limits.total_bytes_max),
-        replay: ReplayCache::new(&limits),
-        metrics: Metrics::new(S::METRICS, workers.len()),
-        name: config.name,
-        registry: Mutex::new(BTreeMap::new()),
-        closed: Notify::new(),
-        log: LogLimiter::default(),
-        workers,
-    });
+    let Some(first) = first else { unreachable!("there is at least one worker") };
+    let shared = Shared::new(config.name, config.limits, service, world, workers);
     let listener = {
         let _guard = first.enter();
         TcpListener::from_std(listener).map_err(at)?
@@ -285,7 +299,12 @@ async fn accept_loop<S: Service>(shared: Arc<Shared<S>>, listener: TcpListener) 
     }
 }
 
-fn admit<S: Service>(shared: &Arc<Shared<S>>, stream: TcpStream, client: SocketAddr, id: u64) {
+/// Enters a connection into the registry, on the worker with the fewest; `None`: too many.
+fn register<S: Service>(
+    shared: &Arc<Shared<S>>,
+    client: SocketAddr,
+    id: u64,
+) -> Option<(Registered<S>, Arc<Control>)> {
     let events = &shared.metrics.events;
     let control = Arc::new(Control::new(id));
     {
@@ -301,7 +320,7 @@ fn admit<S: Service>(shared: &Arc<Shared<S>>, stream: TcpStream, client: SocketA
                     shared.limits.connections_max
                 );
             }
-            return;
+            return None;
         }
         registry.insert(id, control.clone());
     }
@@ -310,31 +329,81 @@ fn admit<S: Service>(shared: &Arc<Shared<S>>, stream: TcpStream, client: SocketA
     let least = shared.workers.iter().enumerate().min_by_key(|(_, w)| load(w));
     let worker = least.map_or(0, |(n, _)| n);
     shared.workers[worker].connections.fetch_add(1, Ordering::Relaxed);
-    let registered = Registered { shared: shared.clone(), id, worker };
-    let stream =
-        if worker == 0 { Ok(Stream::Here(stream)) } else { stream.into_std().map(Stream::Moved) };
+    Some((Registered { shared: shared.clone(), id, worker }, control))
+}
+
+/// Serves a connection until it ends.
+async fn run<S: Service, T: Stream>(
+    registered: Registered<S>,
+    control: Arc<Control>,
+    stream: io::Result<T>,
+    client: SocketAddr,
+) {
+    let shared = &registered.shared;
+    let worker = registered.worker;
+    let made = stream.and_then(|s| Connection::new(shared.clone(), control, worker, s, client));
+    match made {
+        Ok(mut connection) => {
+            let close = poll_fn(|cx| connection.poll(cx)).await;
+            shared.report(client, &close);
+        }
+        Err(e) => shared.report(client, &Close::Io(e)),
+    }
+}
+
+fn admit<S: Service>(shared: &Arc<Shared<S>>, stream: TcpStream, client: SocketAddr, id: u64) {
+    let Some((registered, control)) = register(shared, client, id) else { return };
+    let worker = registered.worker;
+    let stream = if worker == 0 {
+        Ok(Accepted::Here(stream))
+    } else {
+        stream.into_std().map(Accepted::Moved)
+    };
     let task = async move {
-        let registered = registered;
-        let shared = &registered.shared;
         let stream = match stream {
-            Ok(Stream::Here(stream)) => Ok(stream),
-            Ok(Stream::Moved(stream)) => TcpStream::from_std(stream),
+            Ok(Accepted::Here(stream)) => Ok(stream),
+            Ok(Accepted::Moved(stream)) => TcpStream::from_std(stream),
             Err(e) => Err(e),
         };
-        let made = stream.and_then(|s| Connection::new(shared.clone(), control, worker, s, client));
-        match made {
-            Ok(mut connection) => {
-                let close = poll_fn(|cx| connection.poll(cx)).await;
-                shared.report(client, &close);
-            }
-            Err(e) => shared.report(client, &Close::Io(e)),
-        }
+        run(registered, control, stream, client).await;
     };
-    drop(shared.workers[worker].handle.spawn(task));
+    if let Some(handle) = &shared.workers[worker].handle {
+        drop(handle.spawn(task));
+    }
+}
+
+/// A server without a socket: connections are handed to it. Everything above the transport is
+/// that of [`start`]: limits, deadlines, reply cache.
+pub struct StreamServer<S: Service> {
+    shared: Arc<Shared<S>>,
+    next_id: AtomicU64,
+}
+
+impl<S: Service> StreamServer<S> {
+    /// Starts the task that looks at deadlines; it ends with the world.
+    pub fn new(name: &'static str, limits: Limits, service: Arc<S>, world: World) -> Self {
+        let spawn = world.spawn.clone();
+        let workers = vec![Worker { handle: None, connections: AtomicUsize::new(0) }];
+        let shared = Shared::new(name, limits, service, world, workers);
+        spawn.spawn("rpc-deadlines", Box::pin(sweep_loop(shared.clone())));
+        Self { shared, next_id: AtomicU64::new(1) }
+    }
+
+    /// Serves one connection; the future ends with it, and `None` when there are too many.
+    pub fn serve<T: Stream>(&self, stream: T, client: SocketAddr) -> Option<BoxFuture<()>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (registered, control) = register(&self.shared, client, id)?;
+        Some(Box::pin(run(registered, control, Ok(stream), client)))
+    }
+
+    /// What it has done so far.
+    pub fn metrics(&self) -> MetricsSnapshot {
+        self.shared.metrics.snapshot(self.shared.budget.used())
+    }
 }
 
 /// A fresh connection, still with the accepting worker or on its way to another.
-enum Stream {
+enum Accepted {
     Here(TcpStream),
     Moved(std::net::TcpStream),
 }

@@ -255,6 +255,10 @@ pub trait LogStore: Send + Sync + 'static {
     /// The best `copies` areas to write to from now on, on different disks; fewer if there are
     /// fewer healthy disks. Dedicated log devices come first.
     fn choose(&self, copies: usize) -> Vec<LogAreaId>;
+    /// Completes with the number of areas taken away so far, once it is above `seen`. Who keeps
+    /// something in areas then looks at [`Self::areas`]: a disk may be replaced and its group
+    /// whole again long before anybody writes to the log.
+    fn loss_after(&self, seen: u64) -> BoxFuture<u64>;
     /// Reads `count` blocks from block `at` of `area`.
     ///
     /// # Errors

@@ -87,6 +87,8 @@ pub(crate) struct Core {
     pub config: tokio::sync::Mutex<()>,
     /// Deaths that are not stable in the configuration yet.
     pub unsettled: AtomicU64,
+    /// Disks that died since the start.
+    pub deaths: tokio::sync::watch::Sender<u64>,
     pub fenced: AtomicBool,
     pub stopped: AtomicBool,
     pub counters: Counters,
@@ -192,6 +194,7 @@ impl Core {
     pub(crate) fn kill(&self, member: &Member) {
         if member.declare_dead() {
             self.unsettled.fetch_add(1, Ordering::AcqRel);
+            self.deaths.send_modify(|n| *n += 1);
             let location = &member.info.location;
             tracing::error!(disk = %member.uuid, %location, "disk taken out");
         }

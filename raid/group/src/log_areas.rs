@@ -84,6 +84,18 @@ impl LogStore for LogAreas {
         self.ranked().iter().take(copies).map(|m| LogAreaId(m.uuid)).collect()
     }
 
+    fn loss_after(&self, seen: u64) -> BoxFuture<u64> {
+        let mut deaths = self.core.deaths.subscribe();
+        Box::pin(async move {
+            let reached = deaths.wait_for(|n| *n > seen).await.map(|n| *n);
+            match reached {
+                Ok(n) => n,
+                // The store is gone: nothing is lost any more.
+                Err(_) => core::future::pending().await,
+            }
+        })
+    }
+
     fn read(
         &self,
         area: LogAreaId,

@@ -330,6 +330,7 @@ async fn bring_up(
         root: Mutex::new(root),
         config: tokio::sync::Mutex::new(()),
         unsettled: AtomicU64::new(0),
+        deaths: tokio::sync::watch::Sender::new(0),
         fenced: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
         counters: Counters::default(),

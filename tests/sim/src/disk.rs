@@ -169,6 +169,21 @@ impl SimDisk {
     pub fn fail_request(&self, n: u64, error: DiskError) {
         self.with(|s| s.faults.fail_at.insert(s.requests + n.max(1), error));
     }
+    /// Whether a fault waits for a request to come: a lost, misdirected or failed one.
+    pub fn is_armed(&self) -> bool {
+        self.with(|s| {
+            let f = &s.faults;
+            !(f.lost_writes.is_empty() && f.misdirected.is_empty() && f.fail_at.is_empty())
+        })
+    }
+    /// Takes back the faults that wait for a request.
+    pub fn disarm(&self) {
+        self.with(|s| {
+            s.faults.lost_writes.clear();
+            s.faults.misdirected.clear();
+            s.faults.fail_at.clear();
+        });
+    }
     /// Multiplies the time of every request; 1 is the usual speed.
     pub fn slow_down(&self, factor: u64) {
         self.with(|s| s.faults.slow_factor = factor);

@@ -10,7 +10,7 @@ use core::future::Future;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
@@ -52,8 +52,18 @@ enum Timer {
     Call(Box<dyn FnOnce() + Send>),
 }
 
+/// Where a task or a sleep belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The machine under test: gone with its power.
+    Machine,
+    /// The rest of the world: clients, cables, people.
+    Outside,
+}
+
 struct Slot {
     name: &'static str,
+    side: Side,
     future: Option<BoxFuture<()>>,
     waker: Arc<TaskWaker>,
 }
@@ -64,7 +74,7 @@ struct Core {
     rng: Rng,
     next_task: u64,
     tasks: BTreeMap<u64, Slot>,
-    timers: BTreeMap<(u64, u64), Timer>,
+    timers: BTreeMap<(u64, u64), (Side, Timer)>,
     timer_seq: u64,
     digest: u64,
     events: u64,
@@ -76,16 +86,20 @@ struct Core {
     running: bool,
 }
 
+/// Tasks that can run. Sorted, so that the seed's choice does not depend on the order in which they
+/// were woken: tokio's `watch` wakes its waiters in an order of its own making.
+type ReadyList = Arc<Mutex<BTreeSet<u64>>>;
+
 /// What tasks, clocks and disks share.
 pub(crate) struct Inner {
     core: Mutex<Core>,
-    ready: Arc<Mutex<Vec<u64>>>,
+    ready: ReadyList,
 }
 
 struct TaskWaker {
     id: u64,
     queued: AtomicBool,
-    ready: Arc<Mutex<Vec<u64>>>,
+    ready: ReadyList,
 }
 
 impl Wake for TaskWaker {
@@ -94,7 +108,7 @@ impl Wake for TaskWaker {
     }
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::SeqCst) {
-            lock(&self.ready).push(self.id);
+            lock(&self.ready).insert(self.id);
         }
     }
 }
@@ -110,11 +124,18 @@ impl Core {
         let word = mix(a ^ mix(b ^ ((kind as u64) << 56)));
         self.digest = mix(self.digest ^ word).wrapping_add(self.events);
     }
-    fn add_timer(&mut self, at: u64, timer: Timer) -> (u64, u64) {
+    fn add_timer(&mut self, at: u64, side: Side, timer: Timer) -> (u64, u64) {
         self.timer_seq += 1;
         let key = (at, self.timer_seq);
-        self.timers.insert(key, timer);
+        self.timers.insert(key, (side, timer));
         key
+    }
+    /// Takes out every task and timer of the machine.
+    fn take_machine(&mut self) -> (Vec<Slot>, Vec<Timer>) {
+        let tasks = self.tasks.extract_if(.., |_, slot| slot.side == Side::Machine);
+        let tasks = tasks.map(|(_, slot)| slot).collect();
+        let timers = self.timers.extract_if(.., |_, (side, _)| *side == Side::Machine);
+        (tasks, timers.map(|(_, (_, timer))| timer).collect())
     }
 }
 
@@ -132,7 +153,7 @@ impl Inner {
     pub(crate) fn call_after(&self, delay: u64, call: impl FnOnce() + Send + 'static) {
         let mut core = lock(&self.core);
         let at = core.now.saturating_add(delay);
-        core.add_timer(at, Timer::Call(Box::new(call)));
+        core.add_timer(at, Side::Machine, Timer::Call(Box::new(call)));
     }
     /// Counts a write, discard or flush towards [`SimWorld::cut_power_at`].
     pub(crate) fn count_order(&self) {
@@ -175,7 +196,7 @@ impl SimWorld {
             power_lost: false,
             running: false,
         };
-        let inner = Inner { core: Mutex::new(core), ready: Arc::new(Mutex::new(Vec::new())) };
+        let inner = Inner { core: Mutex::new(core), ready: ReadyList::default() };
         Self { inner: Arc::new(inner), seed }
     }
 
@@ -186,7 +207,16 @@ impl SimWorld {
 
     /// The seams of this world, for the components under test.
     pub fn world(&self) -> World {
-        let seams = Arc::new(Seams { inner: self.inner.clone() });
+        self.seams(Side::Machine)
+    }
+
+    /// The seams for what is not the machine under test, and outlives its power: clients, cables.
+    pub fn outside(&self) -> World {
+        self.seams(Side::Outside)
+    }
+
+    fn seams(&self, side: Side) -> World {
+        let seams = Arc::new(Seams { inner: self.inner.clone(), side });
         World { clock: seams.clone(), entropy: seams.clone(), spawn: seams }
     }
 
@@ -250,28 +280,38 @@ impl SimWorld {
 
     /// [`Self::power_cut`] with the same stated fate for the unflushed writes of every disk.
     pub fn power_cut_with(&self, policy: &CutPolicy) {
-        let (tasks, timers, media) = {
+        self.stop_machine(|medium| medium.power_cut(policy));
+    }
+
+    /// The program dies and the machine stays: every task is gone; what the disks were given
+    /// takes effect or not, as the seed says, and stays unflushed in their caches.
+    pub fn process_death(&self) {
+        self.stop_machine(|medium| medium.process_death());
+    }
+
+    fn stop_machine(&self, disks: impl Fn(&Medium)) {
+        let (machine, media) = {
             let mut core = lock(&self.inner.core);
             let now = core.now;
             core.event(Event::PowerCut, now, 0);
             core.cut_at = None;
             core.power_lost = true;
-            let tasks = core::mem::take(&mut core.tasks);
-            (tasks, core::mem::take(&mut core.timers), core.media.clone())
+            (core.take_machine(), core.media.clone())
         };
         // Destructors may spawn, sleep or write; with the power off none of it takes effect.
-        drop(tasks);
-        drop(timers);
+        drop(machine);
         for medium in media {
-            medium.power_cut(policy);
+            disks(&medium);
         }
         let leftover = {
             let mut core = lock(&self.inner.core);
             core.power_lost = false;
-            (core::mem::take(&mut core.tasks), core::mem::take(&mut core.timers))
+            let leftover = core.take_machine();
+            let tasks = &core.tasks;
+            lock(&self.inner.ready).retain(|id| tasks.contains_key(id));
+            leftover
         };
         drop(leftover);
-        lock(&self.inner.ready).clear();
     }
 
     /// Runs the world until `future` ends.
@@ -369,7 +409,8 @@ impl SimWorld {
             return None;
         }
         let at = core.rng.index(ready.len());
-        let id = ready.swap_remove(at);
+        let id = ready.iter().nth(at).copied()?;
+        ready.remove(&id);
         drop(ready);
         core.event(Event::Poll, id, 0);
         core.polls_without_time += 1;
@@ -410,7 +451,7 @@ impl SimWorld {
             if at > until {
                 return false;
             }
-            let timer = entry.remove();
+            let (_, timer) = entry.remove();
             if at > core.now {
                 core.now = at;
                 core.polls_without_time = 0;
@@ -457,6 +498,7 @@ impl Drop for Running<'_> {
 
 struct Seams {
     inner: Arc<Inner>,
+    side: Side,
 }
 
 impl Clock for Seams {
@@ -471,7 +513,7 @@ impl Clock for Seams {
     fn sleep(&self, duration: Duration) -> BoxFuture<()> {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let deadline = self.inner.now().saturating_add(nanos);
-        Box::pin(Sleep { inner: self.inner.clone(), deadline, key: None })
+        Box::pin(Sleep { inner: self.inner.clone(), side: self.side, deadline, key: None })
     }
 }
 
@@ -492,7 +534,8 @@ impl Spawn for Seams {
         core.event(Event::Spawn, id, 0);
         let ready = self.inner.ready.clone();
         let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), ready });
-        core.tasks.insert(id, Slot { name, future: Some(task), waker: waker.clone() });
+        let slot = Slot { name, side: self.side, future: Some(task), waker: waker.clone() };
+        core.tasks.insert(id, slot);
         drop(core);
         waker.wake();
     }
@@ -500,6 +543,7 @@ impl Spawn for Seams {
 
 struct Sleep {
     inner: Arc<Inner>,
+    side: Side,
     deadline: u64,
     key: Option<(u64, u64)>,
 }
@@ -515,7 +559,8 @@ impl Future for Sleep {
         if core.now >= self.deadline {
             return Poll::Ready(());
         }
-        self.key = Some(core.add_timer(self.deadline, Timer::Wake(cx.waker().clone())));
+        let timer = Timer::Wake(cx.waker().clone());
+        self.key = Some(core.add_timer(self.deadline, self.side, timer));
         Poll::Pending
     }
 }

@@ -93,6 +93,23 @@ impl Medium {
         }
     }
 
+    /// The end of the program: requests under way happen or not, nothing is flushed by it.
+    pub(crate) fn process_death(&self) {
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        state.flushing.clear();
+        let mut under_way: Vec<u64> = state.inflight.keys().copied().collect();
+        self.world.with_rng(|rng| {
+            rng.shuffle(&mut under_way);
+            under_way.retain(|_| !rng.one_in(3));
+        });
+        for request in under_way {
+            state.finish_write(request);
+        }
+        state.inflight.clear();
+        state.faults.hung = false;
+    }
+
     pub(crate) fn image(&self) -> DiskImage {
         let state = lock(&self.state);
         DiskImage { current: state.current.clone(), durable: state.durable.clone() }

@@ -11,8 +11,9 @@
 //! contains its effects is committed. That root says "not opened yet"; a second commit after
 //! `begin` (or the first ordinary one) makes the loss of all copies detectable.
 
-use core::future::Future;
+use core::future::{Future, poll_fn};
 use core::pin::pin;
+use core::task::Poll;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cairn_raid_api::{LogAreaError, LogStore};
@@ -366,6 +367,7 @@ impl Drop for WriterEnd {
 /// The writer task: one round at a time, until the log fails or is stopped.
 async fn write_rounds(shared: Arc<Shared>) {
     let _end = WriterEnd(shared.clone());
+    let mut losses = 0;
     loop {
         let (round, failed) = {
             let mut state = shared.lock();
@@ -376,7 +378,12 @@ async fn write_rounds(shared: Arc<Shared>) {
             return;
         }
         let Some(round) = round else {
-            shared.work.notified().await;
+            if let Some(seen) = work_or_loss(&shared, losses).await {
+                losses = seen;
+                let areas = shared.store.areas();
+                shared.lock().keep_areas(&areas);
+                shared.publish();
+            }
             continue;
         };
         if mutant("log-acknowledged-before-stable") {
@@ -391,6 +398,20 @@ async fn write_rounds(shared: Arc<Shared>) {
         shared.lock().complete(&round, &results);
         shared.publish();
     }
+}
+
+/// Waits until there is work (`None`), or until more than `seen` areas are lost: a copy that
+/// nobody writes to is missed all the same.
+async fn work_or_loss(shared: &Shared, seen: u64) -> Option<u64> {
+    let mut work = pin!(shared.work.notified());
+    let mut loss = shared.store.loss_after(seen);
+    poll_fn(|cx| {
+        if work.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        loss.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
 
 /// Writes all batches of a round to all their copies at once.

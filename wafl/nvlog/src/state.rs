@@ -461,6 +461,23 @@ impl State {
         self.durable = round.last;
     }
 
+    /// Drops the copies that lie in none of `areas`, as if a write to them had failed.
+    pub(crate) fn keep_areas(&mut self, areas: &[LogAreaId]) {
+        let mut none_left = None;
+        for (number, half) in &mut self.halves {
+            let gone = half.copies.extract_if(.., |copy| !areas.contains(copy));
+            let gone: Vec<LogAreaId> = gone.collect();
+            half.lost.extend(gone.iter().map(|area| (*area, LogAreaError::Gone(*area))));
+            if let (true, Some(last)) = (half.copies.is_empty(), gone.last()) {
+                let last = LogAreaError::Gone(*last);
+                none_left = Some(LogError::CopiesLost { half: *number, last });
+            }
+        }
+        if let Some(error) = none_left {
+            self.fail(error);
+        }
+    }
+
     fn complete_copies(
         &mut self,
         batch: &RoundBatch,

@@ -258,3 +258,24 @@ fn a_writer_that_ends_early_leaves_nobody_waiting() {
     assert_eq!(sim.block_on(later), Err(LogError::Stopped));
     assert!(log.reserve(Blocks::new(1)).is_err());
 }
+
+#[test]
+fn copy_lost_while_nobody_writes_asks_for_a_switch() {
+    let sim = SimWorld::new(12);
+    let areas = Areas::new(&sim, 3, 256);
+    sim.block_on(async {
+        let log = begun(&sim, &areas).await;
+        let lsn = append(&log, record(1, 1, 10, 0)).unwrap();
+        log.durable(lsn).await.unwrap();
+        areas.take_out(area(1));
+        assert_eq!(log.wants_switch().await, Ok(SwitchReason::CopyLost));
+        let _new = log.switch_half().unwrap();
+        log.durable(append(&log, record(1, 2, 10, 0)).unwrap()).await.unwrap();
+        let halves = log.status().halves;
+        assert_eq!(halves.last().unwrap().copies, [area(2), area(3)]);
+        // Of the first half, whose records are in no root yet, this is the last copy.
+        areas.take_out(area(2));
+        let lost = log.durable(Lsn::new(1000)).await;
+        assert!(matches!(lost, Err(LogError::CopiesLost { half: 0, .. })), "{lost:?}");
+    });
+}

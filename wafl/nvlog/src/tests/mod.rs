@@ -14,6 +14,7 @@ use cairn_raid_disk::{Disk, DiskError};
 use cairn_sim::{SimDisk, SimDiskConfig, SimWorld};
 use cairn_sys::{Block, BlockMut, BoxFuture};
 use cairn_units::{AggregateUuid, Blocks, Dbn, DiskUuid, Fsid, Lsn};
+use tokio::sync::watch;
 
 use crate::{
     LogBlock, LogPosition, Nvlog, NvlogOptions, Record, RecordKind, RecoverError, Recovered,
@@ -27,6 +28,7 @@ pub(crate) struct Areas {
     pub(crate) disks: BTreeMap<LogAreaId, SimDisk>,
     /// Areas that failed a request or were taken away.
     out: Arc<Mutex<Vec<LogAreaId>>>,
+    losses: Arc<watch::Sender<u64>>,
     blocks: Blocks,
     pub(crate) writes: AtomicU64,
 }
@@ -44,7 +46,8 @@ impl Areas {
         Self::of((1..=count).map(disk).collect(), Blocks::new(blocks))
     }
     fn of(disks: BTreeMap<LogAreaId, SimDisk>, blocks: Blocks) -> Arc<Self> {
-        Arc::new(Self { disks, out: Arc::default(), blocks, writes: AtomicU64::new(0) })
+        let (out, losses) = (Arc::default(), Arc::new(watch::Sender::new(0)));
+        Arc::new(Self { disks, out, losses, blocks, writes: AtomicU64::new(0) })
     }
     /// The same disks after the power came back.
     pub(crate) fn reattached(&self) -> Arc<Self> {
@@ -53,6 +56,7 @@ impl Areas {
     }
     pub(crate) fn take_out(&self, id: LogAreaId) {
         self.out.lock().unwrap().push(id);
+        self.losses.send_modify(|n| *n += 1);
     }
     fn is_out(&self, id: LogAreaId) -> bool {
         self.out.lock().unwrap().contains(&id)
@@ -81,6 +85,17 @@ impl LogStore for Areas {
     fn choose(&self, copies: usize) -> Vec<LogAreaId> {
         self.areas().into_iter().take(copies).collect()
     }
+    fn loss_after(&self, seen: u64) -> BoxFuture<u64> {
+        let mut losses = self.losses.subscribe();
+        Box::pin(async move {
+            let reached = losses.wait_for(|n| *n > seen).await.map(|n| *n);
+            match reached {
+                Ok(n) => n,
+                // The store is gone: nothing is lost any more.
+                Err(_) => core::future::pending().await,
+            }
+        })
+    }
     fn read(
         &self,
         area: LogAreaId,
@@ -102,6 +117,7 @@ impl LogStore for Areas {
     ) -> BoxFuture<Result<(), LogAreaError>> {
         self.writes.fetch_add(1, Ordering::Relaxed);
         let (disk, out) = (self.disks[&area].clone(), self.out.clone());
+        let losses = self.losses.clone();
         Box::pin(async move {
             let written = match disk.write(Dbn::new(at), blocks).await {
                 Ok(()) => disk.flush().await,
@@ -109,6 +125,7 @@ impl LogStore for Areas {
             };
             if written.is_err() {
                 out.lock().unwrap().push(area);
+                losses.send_modify(|n| *n += 1);
             }
             written.map_err(|error| translate(area, at, &error))
         })
