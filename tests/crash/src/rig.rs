@@ -17,7 +17,7 @@ use cairn_raid_disk::Disk;
 use cairn_raid_group::{CreateOptions, OpenOptions, RaidAggregate, RaidKind};
 use cairn_sim::SimWorld;
 use cairn_sys::Payload;
-use cairn_units::{Blocks, Fsid};
+use cairn_units::{BLOCK_BYTES_U64, Blocks, Fsid};
 use cairn_wafl_core::{StorageConfig, StorageManager};
 
 use crate::disk::{Manner, TapeDisk};
@@ -25,8 +25,14 @@ use crate::image::Image;
 
 /// The smallest disk there is.
 pub const DISK_BLOCKS: Blocks = Blocks::new(4096);
-/// NV log area of each disk: small, so that halves fill.
-const LOG_BLOCKS: Blocks = Blocks::new(128);
+/// NV log area that leaves a group of few stripes: allocation meets what is in use already, stripes
+/// are written in part, and freed blocks are near. The one for the degraded group leaves more.
+const LOG_BLOCKS_LARGE: Blocks = Blocks::new(3320);
+const LOG_BLOCKS_DEGRADED: Blocks = Blocks::new(2800);
+/// NV log area whose halves fill within a workload.
+const LOG_BLOCKS_SMALL: Blocks = Blocks::new(96);
+/// Blocks of the file that takes up places in the stripes, every second of them.
+const FILLER_BLOCKS: u64 = 60;
 /// Memory of a node.
 const CACHE_BLOCKS: usize = 256;
 /// The volume that workloads change.
@@ -45,11 +51,14 @@ pub enum Shape {
     RaidDp,
     /// Row and diagonal parity, two of three data disks gone, no spare.
     RaidDpDegraded,
+    /// As `RaidDp`, with more stripes and a log that is soon full.
+    RaidDpSmallLog,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Raid4, Self::RaidDp, Self::RaidDpDegraded];
+    pub const ALL: [Self; 4] =
+        [Self::Raid4, Self::RaidDp, Self::RaidDpDegraded, Self::RaidDpSmallLog];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -57,27 +66,35 @@ impl Shape {
             Self::Raid4 => "raid4",
             Self::RaidDp => "raid-dp",
             Self::RaidDpDegraded => "raid-dp-degraded",
+            Self::RaidDpSmallLog => "raid-dp-small-log",
         }
     }
     fn raid(self) -> RaidKind {
         match self {
             Self::Raid4 => RaidKind::Raid4,
-            Self::RaidDp | Self::RaidDpDegraded => RaidKind::RaidDp,
+            Self::RaidDp | Self::RaidDpDegraded | Self::RaidDpSmallLog => RaidKind::RaidDp,
         }
     }
     /// Group members and spares when the aggregate is made.
     fn disks(self) -> (usize, u16) {
         match self {
             Self::Raid4 => (3, 1),
-            Self::RaidDp => (4, 1),
+            Self::RaidDp | Self::RaidDpSmallLog => (4, 1),
             Self::RaidDpDegraded => (5, 0),
         }
     }
     /// Disks that are pulled before workloads begin.
     fn pulled(self) -> usize {
         match self {
-            Self::Raid4 | Self::RaidDp => 0,
+            Self::Raid4 | Self::RaidDp | Self::RaidDpSmallLog => 0,
             Self::RaidDpDegraded => 2,
+        }
+    }
+    fn log_blocks(self) -> Blocks {
+        match self {
+            Self::Raid4 | Self::RaidDp => LOG_BLOCKS_LARGE,
+            Self::RaidDpDegraded => LOG_BLOCKS_DEGRADED,
+            Self::RaidDpSmallLog => LOG_BLOCKS_SMALL,
         }
     }
 }
@@ -294,6 +311,29 @@ async fn furnish(main: &mut Runner) -> Result<Objects> {
     Ok(Objects { root, a, b, f, g, h })
 }
 
+/// A file on stripes of its own, with every second block freed again: holes everywhere.
+async fn riddle(second: &mut Runner) -> Result<()> {
+    const AT_ONCE: u64 = 30;
+    let root = second.root();
+    let file = make_file(second, root, "filler", &[]).await?;
+    for block in (0..FILLER_BLOCKS).step_by(usize::try_from(AT_ONCE)?) {
+        let offset = block * BLOCK_BYTES_U64;
+        let data = bytes(9, offset, usize::try_from(AT_ONCE * BLOCK_BYTES_U64)?);
+        let stability = Stability::FileSync;
+        let write = |obj| Op::Write { obj, offset, data: data.clone(), stability };
+        second.operate(TwinOp::one(file, write)).await?;
+    }
+    let attached = second.release();
+    attached.manage(Manage::ConsistencyPoint).await?;
+    second.attach(attached);
+    for block in (0..FILLER_BLOCKS).step_by(2) {
+        let (offset, count) = (block * BLOCK_BYTES_U64, BLOCK_BYTES_U64);
+        let punch = |obj| Op::Punch { obj, offset, count };
+        second.operate(TwinOp::one(file, punch)).await?;
+    }
+    Ok(())
+}
+
 fn volumes_of(machine: &Machine) -> Result<Volumes> {
     match machine.manage(Manage::VolumeList)? {
         Managed::Volumes(all) => {
@@ -325,7 +365,7 @@ impl Bench {
         let start = Start { images: &blank, seed, starts: 0, manner: Manner::Instant };
         let (sim, disks) = start.world();
         let mut options = CreateOptions::new(shape.raid(), spares);
-        options.log_blocks_per_disk = Some(LOG_BLOCKS);
+        options.log_blocks_per_disk = Some(shape.log_blocks());
         let made = RaidAggregate::create(sim.world(), drivers(&disks), options);
         let aggr = sim.block_on(made)?;
         let machine = Machine::mount(sim, disks, aggr)?;
@@ -338,6 +378,8 @@ impl Bench {
             let root = second.root();
             make_file(&mut second, root, "kept", &[(0, 5000)]).await
         })?;
+        machine.manage(Manage::ConsistencyPoint)?;
+        machine.sim.block_on(riddle(&mut second))?;
         for runner in [&mut main, &mut second] {
             drop(runner.release());
             runner.settled();

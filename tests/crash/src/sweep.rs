@@ -169,8 +169,8 @@ pub struct Sweep {
     seen: Mutex<BTreeSet<u64>>,
 }
 
-/// A workload on a bench.
-type Job = (usize, Vec<Act>);
+/// A bench, by number, and a workload on it.
+pub type Job = (usize, Vec<Act>);
 
 impl Sweep {
     /// A sweep of these shapes.
@@ -187,18 +187,21 @@ impl Sweep {
         mix(self.seed ^ mix(bench.shape as u64 + 1))
     }
 
+    /// The workloads of one act, on every bench.
+    pub fn ones(&self) -> Vec<Job> {
+        let benches = 0..self.benches.len();
+        benches.flat_map(|b| acts().into_iter().map(move |a| (b, vec![a]))).collect()
+    }
+
     /// Runs until at least `states` different states were checked, or there are no more workloads;
     /// `tell` is given each stage's name and the sum so far.
     pub fn run(&self, states: u64, mut tell: impl FnMut(&str, &Tally)) -> Tally {
         let all = acts();
         let mut tally = Tally::default();
-        let benches = 0..self.benches.len();
-        let ones: Vec<Job> =
-            benches.clone().flat_map(|b| all.iter().map(move |a| (b, vec![*a]))).collect();
-        self.round(&ones, &mut tally);
+        self.round(&self.ones(), &mut tally);
         tell("one act", &tally);
         let mut twos: Vec<Job> = Vec::new();
-        for bench in benches {
+        for bench in 0..self.benches.len() {
             for first in &all {
                 twos.extend(all.iter().map(|second| (bench, vec![*first, *second])));
             }
