@@ -8,6 +8,7 @@ help:
 	@echo 'make test    unit tests, house rules, system tests with the real Linux client (25 minutes at most)'
 	@echo 'make bench   our server beside its peers in one run; writes docs/performance.md'
 	@echo 'make soak    the system tests that find more the longer they run (SOAK_HOURS, default 8)'
+	@echo 'make crash   the crash-point checker (CRASH_STATES, default 50000; CRASH="..." passes options)'
 	@echo 'make mutants breaks the program on purpose and sees whether the tests notice'
 	@echo 'make lint    formatting and clippy'
 
@@ -31,6 +32,14 @@ bench:
 soak:
 	@tests/run soak
 
+# CRASH passes options: make crash CRASH='--shape raid4 --workload write-block,point --state 95:all'
+crash:
+ifdef CRASH
+	cargo run --profile crash --locked -p cairn-crash -- $(CRASH)
+else
+	@tests/run crash
+endif
+
 mutants:
 	@tests/mutants/run
 
@@ -38,4 +47,4 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked
 
-.PHONY: help demo test unit system bench soak mutants lint
+.PHONY: help demo test unit system bench soak crash mutants lint

@@ -191,14 +191,17 @@ impl Inner {
         {
             let mut engine = self.engine.lock().await;
             let removed = self.volumes.write().unwrap_or_else(|e| e.into_inner()).remove(&fsid);
-            let Some(volume) = removed else { return Ok(Managed::Done) };
-            volume.gone.store(true, Ordering::Release);
-            let dirty = {
-                let mut st = volume.lock();
-                core::mem::take(&mut st.dirtied).blocks
-            };
-            self.dirty.fetch_sub(i64::try_from(dirty).unwrap_or(0), Ordering::AcqRel);
-            engine.deletions.push(volume);
+            // Without one, another deletion may have taken it out a moment ago: its point is
+            // waited for as well.
+            if let Some(volume) = removed {
+                volume.gone.store(true, Ordering::Release);
+                let dirty = {
+                    let mut st = volume.lock();
+                    core::mem::take(&mut st.dirtied).blocks
+                };
+                self.dirty.fetch_sub(i64::try_from(dirty).unwrap_or(0), Ordering::AcqRel);
+                engine.deletions.push(volume);
+            }
         }
         self.point().await
     }

@@ -366,7 +366,8 @@ impl Inner {
             return wait;
         }
         let unstable = matches!(answer, Answer::Written { stability: Stability::Unstable, .. })
-            || (matches!(answer, Answer::Written { .. }) && mutant("stable-write-not-logged"));
+            || (matches!(answer, Answer::Written { .. }) && mutant("stable-write-not-logged"))
+            || (matches!(change, Change::Rename { .. }) && mutant("rename-not-logged"));
         let body = change.encode(call.now);
         // What no record or no half of the log could ever hold becomes stable with a
         // consistency point.

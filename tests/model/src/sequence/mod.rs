@@ -31,6 +31,7 @@
 //! ```
 
 mod compare;
+mod explicit;
 mod pending;
 mod steps;
 
@@ -45,6 +46,7 @@ use proptest::strategy::Strategy;
 
 use crate::ModelNode;
 use crate::conformance::context;
+pub use explicit::{Twin, TwinOp};
 use pending::Pending;
 use steps::Meaning;
 
@@ -211,6 +213,8 @@ pub struct Runner {
     twins: Twins,
     pending: BTreeMap<ObjectRef, Pending>,
     in_flight: Option<InFlight>,
+    /// An interrupted stable write is there wholly or not at all.
+    whole_writes: bool,
     history: Vec<String>,
 }
 
@@ -244,6 +248,7 @@ impl Runner {
             twins,
             pending: BTreeMap::new(),
             in_flight: None,
+            whole_writes: false,
             history: Vec::new(),
         })
     }
@@ -375,8 +380,10 @@ impl Runner {
         });
         if let Some(InFlight { ctx, op }) = in_flight {
             let (model, mut pending) = (self.a.fork(), self.pending.clone());
-            // An interrupted write is like an unstable one: each byte may be there or not.
-            note_pending(&mut pending, &model, &ctx, &op, Stability::Unstable);
+            // An interrupted write is like an unstable one (each byte may be there or not), unless
+            // more is expected.
+            let reached = self.interrupted_reached(&op);
+            note_pending(&mut pending, &model, &ctx, &op, reached);
             drop(model.run(&ctx, op));
             candidates.push((model, pending));
         }

@@ -1,0 +1,66 @@
+//! Whether a state is one that may be there.
+//!
+//! Layer: above `rig` and `record`. A node is started on the state, as after any power cut; then
+//! everything is compared with the promise, the committed state is walked, and the group is
+//! scrubbed.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use cairn_cf::{Manage, Managed};
+use cairn_raid_api::Aggregate;
+use cairn_units::Fsid;
+use cairn_wafl_core::audit;
+
+use crate::disk::Manner;
+use crate::image::Image;
+use crate::record::Promise;
+use crate::rig::{MAIN, Machine, SECOND, Start};
+
+/// Checks one state.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(images: &[Image], promise: &Promise, starts: u8, seed: u64) -> Result<()> {
+    let start = Start { images, seed, starts, manner: Manner::Instant };
+    let machine = Machine::start(&start).context("the node does not start")?;
+    compare(&machine, promise)?;
+    let aggr: Arc<dyn Aggregate> = machine.aggr.clone();
+    let report = machine.sim.block_on(audit(&aggr));
+    if !report.findings.is_empty() {
+        bail!("the committed state does not add up: {:#?}", report.findings);
+    }
+    machine.scrub()?;
+    if let Some(reason) = machine.node.stopped() {
+        bail!("the node stopped: {reason}");
+    }
+    Ok(())
+}
+
+fn compare(machine: &Machine, promise: &Promise) -> Result<()> {
+    let volumes = machine.volumes()?;
+    if !promise.volumes.contains(&volumes) {
+        bail!("the volumes are {volumes:?}, none of {:?}", promise.volumes);
+    }
+    for fsid in volumes.keys() {
+        let mut runner = match *fsid {
+            MAIN => promise.main.fork(),
+            SECOND => promise.second.fork(),
+            other => {
+                empty(machine, other)?;
+                continue;
+            }
+        };
+        let compared = machine.sim.block_on(runner.remounted(machine.dmodule()));
+        compared.with_context(|| format!("volume {fsid}"))?;
+    }
+    Ok(())
+}
+
+/// A volume that was made by the workload has a root and nothing in it.
+fn empty(machine: &Machine, fsid: Fsid) -> Result<()> {
+    let Managed::Root(_) = machine.manage(Manage::VolumeRoot { fsid })? else {
+        bail!("volume {fsid} has no root");
+    };
+    Ok(())
+}

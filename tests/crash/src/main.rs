@@ -1,0 +1,118 @@
+//! The crash-point checker as a program: a sweep, or one case again.
+//!
+//! Layer: command line. The last line of a sweep is `explored N distinct N violated N`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use cairn_crash::acts::{Act, act, acts};
+use cairn_crash::rig::Shape;
+use cairn_crash::states::Spec;
+use cairn_crash::sweep::{Case, Depth, Sweep, guarded};
+use clap::Parser;
+
+/// Cuts the power at every device order of small workloads and checks every outcome.
+#[derive(Parser)]
+struct Args {
+    /// Different states to check at least.
+    #[arg(long, default_value_t = 50_000)]
+    states: u64,
+    /// Everything that varies.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Only this aggregate: raid4, raid-dp, raid-dp-degraded.
+    #[arg(long)]
+    shape: Option<String>,
+    /// One workload: words with commas between them (see --list).
+    #[arg(long)]
+    workload: Option<String>,
+    /// A state of the workload.
+    #[arg(long)]
+    state: Option<Spec>,
+    /// The act that follows the recovery from the state.
+    #[arg(long)]
+    then: Option<String>,
+    /// A state of that recovery.
+    #[arg(long)]
+    again: Option<Spec>,
+    /// Lists the acts.
+    #[arg(long)]
+    list: bool,
+}
+
+fn act_named(word: &str) -> Result<Act> {
+    act(word).ok_or_else(|| anyhow!("no act {word:?}; --list shows those there are"))
+}
+
+fn shapes(args: &Args) -> Result<Vec<Shape>> {
+    let Some(word) = &args.shape else { return Ok(Shape::ALL.to_vec()) };
+    let found = Shape::ALL.into_iter().find(|s| s.name() == word);
+    Ok(vec![found.ok_or_else(|| anyhow!("no shape {word:?}"))?])
+}
+
+/// The case that the arguments name, if they name one.
+fn case(args: &Args, shapes: &[Shape]) -> Result<Option<Case>> {
+    let Some(words) = &args.workload else { return Ok(None) };
+    let acts = words.split(',').map(act_named).collect::<Result<Vec<_>>>()?;
+    let [shape] = shapes else { return Err(anyhow!("--workload needs --shape")) };
+    let then = args.then.as_deref().map(act_named).transpose()?;
+    let again = then.map(|act| (act, args.again));
+    Ok(Some(Case { shape: *shape, acts, seed: args.seed, spec: args.state, again }))
+}
+
+fn run(args: &Args) -> Result<bool> {
+    if args.list {
+        for act in acts() {
+            println!("{}", act.name);
+        }
+        return Ok(true);
+    }
+    let shapes = shapes(args)?;
+    let sweep = Sweep::new(&shapes, args.seed, Depth::for_states(args.states), args.threads)?;
+    if let Some(case) = case(args, &shapes)? {
+        return Ok(match guarded(|| sweep.replay(&case, |line| println!("{line}"))) {
+            Ok(()) => {
+                println!("nothing is wrong with it");
+                true
+            }
+            Err(error) => {
+                println!("VIOLATION {error:#}");
+                false
+            }
+        });
+    }
+    // What panics is a violation, and told as one.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut told = 0;
+    let tally = sweep.run(args.states, |stage, tally| {
+        for text in &tally.violations[told..] {
+            println!("{text}");
+        }
+        told = tally.violations.len();
+        println!(
+            "{stage}: {} workloads, {} outcomes listed, {} explored ({} cut twice)",
+            tally.workloads, tally.listed, tally.explored, tally.again
+        );
+    });
+    println!(
+        "explored {} distinct {} violated {}",
+        tally.explored,
+        tally.distinct,
+        tally.violations.len()
+    );
+    Ok(tally.violations.is_empty() && tally.distinct >= args.states)
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
