@@ -9,6 +9,7 @@ help:
 	@echo 'make bench   our server beside its peers in one run; writes docs/performance.md'
 	@echo 'make soak    the system tests that find more the longer they run (SOAK_HOURS, default 8)'
 	@echo 'make mutants breaks the program on purpose and sees whether the tests notice'
+	@echo 'make fuzz    every decoder under the fuzzer (FUZZ_SECONDS for each, default 20)'
 	@echo 'make lint    formatting and clippy'
 
 # DEMO passes options: make demo DEMO='--disks 12 --raid raid4'
@@ -34,8 +35,11 @@ soak:
 mutants:
 	@tests/mutants/run
 
+fuzz:
+	@tests/run fuzz
+
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked
 
-.PHONY: help demo test unit system bench soak mutants lint
+.PHONY: help demo test unit system bench soak fuzz mutants lint
