@@ -10,6 +10,7 @@ help:
 	@echo 'make soak    the system tests that find more the longer they run (SOAK_HOURS, default 8)'
 	@echo 'make crash   the crash-point checker (CRASH_STATES, default 50000; CRASH="..." passes options)'
 	@echo 'make mutants breaks the program on purpose and sees whether the tests notice'
+	@echo 'make fuzz    every decoder under the fuzzer (FUZZ_SECONDS for each, default 20)'
 	@echo 'make lint    formatting and clippy'
 
 # DEMO passes options: make demo DEMO='--disks 12 --raid raid4'
@@ -43,8 +44,11 @@ endif
 mutants:
 	@tests/mutants/run
 
+fuzz:
+	@tests/run fuzz
+
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked
 
-.PHONY: help demo test unit system bench soak crash mutants lint
+.PHONY: help demo test unit system bench soak crash fuzz mutants lint

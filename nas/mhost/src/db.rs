@@ -117,20 +117,29 @@ fn checksum(table: Table, key: &str, json: &[u8]) -> u32 {
     crc.finalize()
 }
 
-fn encode<T: Serialize>(table: Table, key: &str, value: &T) -> Result<Vec<u8>, DbError> {
+pub(crate) fn encode<T: Serialize>(table: Table, key: &str, value: &T) -> Result<Vec<u8>, DbError> {
     let json = serde_json::to_vec(value).map_err(|source| DbError::Value {
         table: table.name(),
         key: key.to_owned(),
         source,
     })?;
-    let mut out = Vec::with_capacity(HEAD_BYTES + json.len());
-    out.push(VALUE_VERSION);
-    out.extend_from_slice(&checksum(table, key, &json).to_le_bytes());
-    out.extend_from_slice(&json);
-    Ok(out)
+    Ok(frame(table, key, &json))
 }
 
-fn decode<T: DeserializeOwned>(table: Table, key: &str, bytes: &[u8]) -> Result<T, DbError> {
+/// Version and checksum in front of a value.
+pub(crate) fn frame(table: Table, key: &str, json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEAD_BYTES + json.len());
+    out.push(VALUE_VERSION);
+    out.extend_from_slice(&checksum(table, key, json).to_le_bytes());
+    out.extend_from_slice(json);
+    out
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(
+    table: Table,
+    key: &str,
+    bytes: &[u8],
+) -> Result<T, DbError> {
     let damaged = || DbError::Damaged { table: table.name(), key: key.to_owned() };
     let (head, json) = bytes.split_first_chunk::<HEAD_BYTES>().ok_or_else(damaged)?;
     let [version, c0, c1, c2, c3] = *head;

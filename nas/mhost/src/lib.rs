@@ -16,6 +16,7 @@
 pub mod api;
 pub mod db;
 mod error;
+pub mod fuzzing;
 pub mod jobs;
 mod manage;
 mod mhost;

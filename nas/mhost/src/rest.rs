@@ -84,6 +84,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
+/// For fuzzers: any text as a path with a query.
+pub(crate) fn fuzz_query(bytes: &[u8]) {
+    if let Ok(uri) = axum::http::Uri::try_from(bytes) {
+        let parsed = axum::extract::Query::<handlers::ExplainParams>::try_from_uri(&uri);
+        drop(parsed);
+    }
+}
+
 async fn gate(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let open = gate.metrics == MetricsAccess::Open && request.uri().path() == "/metrics";
     let given = request.headers().get(header::AUTHORIZATION);

@@ -21,7 +21,7 @@ mod routes;
 mod submit;
 
 pub use counters::{OP_NAMES, OpCount};
-pub use handle::{HANDLE_BYTES, HandleKey};
+pub use handle::{HANDLE_BYTES, HandleKey, fuzz_handle};
 pub use policy::{Access, Admission, ExportPolicy, PortRule, Rule, Squash, Subnet};
 pub use routes::{JunctionError, Routes, Volume};
 pub use submit::NModule;

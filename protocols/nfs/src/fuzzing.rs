@@ -3,6 +3,7 @@
 use cairn_sys::Payload;
 
 use crate::procs::Procedure;
+use crate::rpcbind::parse_bool_reply;
 
 /// Arguments of the procedure that the first byte names.
 pub fn fuzz_args(bytes: &[u8]) {
@@ -21,5 +22,13 @@ pub fn fuzz_args(bytes: &[u8]) {
     };
     if let Ok((op, _answer)) = procedure.decode(head, payload) {
         assert!(!op.name().is_empty());
+    }
+}
+
+/// What an rpcbind answers to a registration, record mark excluded; the first word is what the
+/// transaction id should be.
+pub fn fuzz_rpcbind_reply(bytes: &[u8]) {
+    if let Some((xid, reply)) = bytes.split_first_chunk::<4>() {
+        let _any = parse_bool_reply(u32::from_be_bytes(*xid), reply).is_ok();
     }
 }

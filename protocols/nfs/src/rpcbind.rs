@@ -330,7 +330,7 @@ fn exchange(at: SocketAddr, procedure: u32, e: &Registration) -> io::Result<bool
     parse_bool_reply(xid, &reply).map_err(|_| bad("the reply is not one of rpcbind"))
 }
 
-fn parse_bool_reply(xid: u32, reply: &[u8]) -> Result<bool, DecodeError> {
+pub(crate) fn parse_bool_reply(xid: u32, reply: &[u8]) -> Result<bool, DecodeError> {
     let mut d = Decoder::new(reply);
     for expected in [xid, 1, 0] {
         let value = d.u32()?;

@@ -27,6 +27,7 @@ mod config;
 mod core;
 mod create;
 mod failure;
+pub mod fuzzing;
 mod label;
 mod layout;
 mod log_areas;

@@ -344,6 +344,17 @@ fn decode(disk: DiskUuid, index: u64, copy: u8, block: &BlockMut) -> Option<MapB
     })
 }
 
+/// For fuzzers: any block as a block of the region map.
+pub(crate) fn fuzz_decode(disk: DiskUuid, block: &Block) {
+    let mut copy = BlockMut::copy_of(&[]);
+    copy.copy_from_slice(&block[..]);
+    if let Some(found) = decode(disk, 0, 0, &copy) {
+        let blocks = vec![found];
+        assert_eq!(place(&blocks, 0).map(|(_, word, bit)| (word, bit)), Some((0, 1)));
+        assert!(place(&blocks, MAP_REGIONS).is_none(), "the map ends");
+    }
+}
+
 /// Blocks that the map of a disk takes.
 pub(crate) fn map_extent(layout: &Layout) -> (Dbn, Blocks) {
     (Dbn::new(layout.map_at), Blocks::new(layout.map_blocks))

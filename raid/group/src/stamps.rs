@@ -345,3 +345,15 @@ fn parse(disk: DiskUuid, region: u64, copy: u8, block: &Block) -> Option<RegionS
     found.durable = Some(copy);
     Some(found)
 }
+
+/// For fuzzers: the stamps of any block, whatever region it names.
+pub(crate) fn fuzz_parse(disk: DiskUuid, block: &Block) {
+    for region in [0, 1] {
+        if let Some(found) = parse(disk, region, 0, block) {
+            for stripe in 0..REGION_STRIPES {
+                let stamp = found.get(stripe);
+                assert!(stamp.tag().is_none() || stamp.kind() != StampKind::Zero);
+            }
+        }
+    }
+}

@@ -1,12 +1,18 @@
-//! No decoder panics, whatever the bytes; and each has a target for the fuzzer.
+//! No decoder panics, whatever the bytes; each has a target for the fuzzer, and its seeds are in
+//! the tree.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cairn_decoders::{TARGETS, target};
+use cairn_decoders::{DECODERS, decoder, decoders};
 
 /// Time for each decoder.
 const MOMENT: Duration = Duration::from_millis(1500);
+/// All inputs in the tree together.
+const INPUT_BYTES_MAX: u64 = 1 << 20;
+/// Set, it makes [`seeds_in_the_tree_are_those_of_the_encoders`] write the seeds.
+const WRITE: &str = "CAIRN_WRITE_SEEDS";
 
 struct Rng(u64);
 
@@ -52,13 +58,48 @@ fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
     bytes.truncate(40_000);
 }
 
+fn fuzz() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz")
+}
+
+/// Files below `tests/fuzz/FOLDER/NAME`, in order.
+fn files(folder: &str, name: &str) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(fuzz().join(folder).join(name)).into_iter().flatten() {
+        out.push(entry.unwrap().path());
+    }
+    out.sort();
+    out
+}
+
+/// Says which input it was when `run` panics with it.
+struct Running<'b>(&'b str, &'b [u8]);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let hex: String = self.1.iter().take(4096).map(|b| format!("{b:02x}")).collect();
+            eprintln!("{} fails on {} bytes: {hex}", self.0, self.1.len());
+        }
+    }
+}
+
 fn hammer(name: &str) {
-    let run = target(name).unwrap();
+    let found = decoder(name).unwrap();
+    let run = |bytes: &[u8]| {
+        let _running = Running(name, bytes);
+        (found.run)(bytes);
+    };
     let mut rng = Rng(name.bytes().map(u64::from).sum());
     let mut seeds: Vec<Vec<u8>> = vec![vec![], vec![0; 512], vec![0; 8192], vec![0xff; 600]];
     for len in [4, 40, 100, 4096] {
         seeds.push((0..len).map(|_| rng.next().to_le_bytes()[0]).collect());
     }
+    seeds.extend((found.seeds)());
+    for folder in ["corpus", "regressions"] {
+        seeds.extend(files(folder, name).iter().map(|path| std::fs::read(path).unwrap()));
+    }
+    seeds.iter().for_each(|seed| run(seed));
     #[expect(
         clippy::disallowed_methods,
         reason = "bounds how long the test runs, not what it does"
@@ -74,53 +115,75 @@ fn hammer(name: &str) {
         if runs.is_multiple_of(50) {
             // Mutations go on from earlier ones.
             let at = rng.below(seeds.len() * 2);
-            if at < seeds.len() && seeds.len() >= 64 {
+            if at < seeds.len() && seeds.len() >= 128 {
                 seeds[at] = bytes;
-            } else if seeds.len() < 64 {
+            } else if seeds.len() < 128 {
                 seeds.push(bytes);
             }
         }
     }
-    assert!(runs > 100, "{name}: only {runs} runs");
+    assert!(runs > 20, "{name}: only {runs} runs");
 }
 
 macro_rules! hammered {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident: $run:expr, $seeds:expr;)*) => {
         $(#[test]
         fn $name() {
             hammer(stringify!($name));
         })*
-
-        #[test]
-        fn every_decoder_is_hammered() {
-            let hammered = [$(stringify!($name)),*];
-            assert!(TARGETS.iter().all(|(name, _)| hammered.contains(name)));
-        }
     };
 }
-
-hammered!(
-    rpc_record,
-    xdr,
-    nfs_args,
-    cf_message,
-    file_handle,
-    aggregate_root,
-    volume_record,
-    inode,
-    disk_label,
-    log_record,
-    directory,
-);
+decoders!(hammered);
 
 #[test]
-fn every_decoder_has_a_fuzz_target() {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
-    let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
-    for (name, _) in TARGETS {
-        assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} in the manifest");
-        let path = fuzz.join("fuzz_targets").join(format!("{name}.rs"));
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains(&format!("\"{name}\"")), "{} runs {name}", path.display());
+fn every_decoder_has_a_fuzz_target_and_no_target_is_without_a_decoder() {
+    let manifest = std::fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
+    let (_, bins) = manifest.split_once("[[bin]]").unwrap();
+    let named = bins.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+    let listed: BTreeSet<&str> = DECODERS.iter().map(|d| d.name).collect();
+    assert_eq!(named.collect::<BTreeSet<&str>>(), listed);
+    for folder in ["corpus", "regressions"] {
+        for entry in std::fs::read_dir(fuzz().join(folder)).into_iter().flatten() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(listed.contains(name.as_str()), "{folder}/{name} belongs to no decoder");
+        }
     }
+}
+
+#[test]
+fn seeds_in_the_tree_are_those_of_the_encoders() {
+    for decoder in DECODERS {
+        let folder = fuzz().join("corpus").join(decoder.name);
+        let seeds = (decoder.seeds)();
+        assert!(!seeds.is_empty(), "{} has no seeds", decoder.name);
+        for (n, seed) in seeds.iter().enumerate() {
+            let path = folder.join(format!("seed{n:02}"));
+            if std::env::var_os(WRITE).is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&path, seed).unwrap();
+            }
+            let kept = std::fs::read(&path).unwrap_or_default();
+            assert!(
+                kept == *seed,
+                "{} is not what is encoded now; {WRITE}=1 writes it anew",
+                path.display()
+            );
+        }
+        let kept = files("corpus", decoder.name);
+        let seed = |path: &&PathBuf| path.file_name().unwrap().to_string_lossy().contains("seed");
+        assert_eq!(kept.iter().filter(seed).count(), seeds.len(), "{}", decoder.name);
+    }
+}
+
+#[test]
+fn inputs_in_the_tree_stay_small() {
+    let mut bytes = 0;
+    for decoder in DECODERS {
+        for folder in ["corpus", "regressions"] {
+            for path in files(folder, decoder.name) {
+                bytes += std::fs::metadata(&path).unwrap().len();
+            }
+        }
+    }
+    assert!(bytes <= INPUT_BYTES_MAX, "{bytes} bytes of inputs");
 }

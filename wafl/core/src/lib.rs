@@ -60,6 +60,15 @@ pub fn fuzz_log_record(bytes: &[u8]) {
     }
 }
 
+/// Decoding the attribute store of a file from any bytes.
+pub fn fuzz_xattrs(bytes: &[u8]) {
+    if let Some(set) = xattr::decode(bytes)
+        && !bytes.is_empty()
+    {
+        assert_eq!(xattr::encode(&set), bytes, "decoded attributes encode to themselves");
+    }
+}
+
 /// The storage manager of one aggregate. Dropping it without [`StorageManager::shutdown`] is a
 /// crash as far as the disks can tell.
 pub struct StorageManager {

@@ -14,8 +14,8 @@ use cairn_op::ObjectRef;
 use cairn_raid_api::{AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, PlaceOnDisk};
 use cairn_units::{BLOCK_BYTES_U64, Blocks, Fbn, Fsid, Generation, InodeNo, Lsn};
 use cairn_wafl_format::{
-    BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK, Inode, VOLUME_NAME_BYTES_MAX, VolumeRecord,
-    VolumeSums,
+    BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK, Inode, VOLUME_NAME_BYTES_MAX, VOLUMES_MAX,
+    VolumeRecord, VolumeSums,
 };
 
 use crate::cp::container_entry;
@@ -153,6 +153,10 @@ impl Inner {
                 return Err(ManageError::NameTaken(name));
             }
             let slot = (0..).find(|s| !engine.slots.contains_key(s)).unwrap_or(engine.slots_end);
+            if slot >= VOLUMES_MAX {
+                let why = format!("the aggregate holds {VOLUMES_MAX} volumes already");
+                return Err(ManageError::Refused(why));
+            }
             engine.slots.insert(slot, fsid);
             engine.slots_end = engine.slots_end.max(slot + 1);
             let none = Inode::free(InodeNo::new(0), Generation::new(0));

@@ -18,7 +18,7 @@ pub use inode::{
 };
 pub use root::{
     AggregateRoot, LOG_POSITION_BYTES, RawAggregateRoot, RawVolume, VOLUME_NAME_BYTES_MAX,
-    VolumeRecord, VolumeSums,
+    VOLUMES_MAX, VolumeRecord, VolumeSums,
 };
 
 /// Version of all structures of this crate.

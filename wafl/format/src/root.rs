@@ -9,6 +9,8 @@ use crate::{FORMAT_VERSION, FormatError};
 
 /// Longest volume name in bytes.
 pub const VOLUME_NAME_BYTES_MAX: usize = 64;
+/// Slots of the volume table: volumes that an aggregate can hold at a time.
+pub const VOLUMES_MAX: u64 = 65_536;
 /// Bytes of a log position.
 pub const LOG_POSITION_BYTES: usize = 24;
 const VOLUME_MAGIC: [u8; 8] = *b"CairnVol";
@@ -298,6 +300,9 @@ impl AggregateRoot {
         if raw.area_stripes.get() == 0 {
             return Err(FormatError::Field { structure: S, field: "area_stripes" });
         }
+        if raw.volume_slots.get() > VOLUMES_MAX {
+            return Err(FormatError::Field { structure: S, field: "volume_slots" });
+        }
         Ok(Self {
             cp: CpCount::new(raw.cp.get()),
             time: WallTime::new(raw.time.get()),
@@ -356,7 +361,11 @@ mod tests {
             active_map: inode.clone(),
             area_counts: inode.clone(),
         };
-        assert_eq!(AggregateRoot::decode(&root.encode()), Ok(root));
+        assert_eq!(AggregateRoot::decode(&root.encode()), Ok(root.clone()));
+        // Found by the fuzzer: opening would look at every slot that the root claims.
+        let claims = AggregateRoot { volume_slots: VOLUMES_MAX + 1, ..root };
+        let refused = FormatError::Field { structure: "aggregate root", field: "volume_slots" };
+        assert_eq!(AggregateRoot::decode(&claims.encode()), Err(refused));
         let volume = VolumeRecord {
             fsid: Fsid::new(4),
             deleting: true,

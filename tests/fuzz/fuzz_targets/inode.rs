@@ -1,9 +1,0 @@
-//! Fuzzes the decoder `inode` (see the crate cairn-decoders).
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    match cairn_decoders::target("inode") {
-        Some(run) => run(bytes),
-        None => panic!("no decoder of this name"),
-    }
-});
