@@ -60,6 +60,10 @@ impl LogStore for Areas {
     fn choose(&self, copies: usize) -> Vec<LogAreaId> {
         self.areas().into_iter().take(copies).collect()
     }
+    fn loss_after(&self, _seen: u64) -> BoxFuture<u64> {
+        // No area is ever taken away.
+        Box::pin(core::future::pending())
+    }
     fn read(
         &self,
         area: LogAreaId,

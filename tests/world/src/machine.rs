@@ -135,7 +135,8 @@ impl Machine {
             let below: Arc<dyn Aggregate> = aggregate.clone();
             let findings = audit(&below).await.findings;
             if !findings.is_empty() {
-                return Err(StartError::Audit(findings));
+                let texts = findings.iter().map(ToString::to_string).collect();
+                return Err(StartError::Audit(texts));
             }
         }
         let manager = open_manager(&world, &aggregate, &shape).await?;

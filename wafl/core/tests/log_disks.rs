@@ -4,7 +4,7 @@ mod common;
 
 use core::time::Duration;
 
-use cairn_cf::{DModule, Manage, Managed};
+use cairn_cf::{Manage, Managed};
 use cairn_op::{
     ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, ReadOnly, Reply, SetAttrs,
 };
