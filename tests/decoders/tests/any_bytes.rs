@@ -1,6 +1,8 @@
 //! No decoder panics, whatever the bytes; each has a target for the fuzzer, and its seeds are in
 //! the tree.
 
+#![expect(clippy::unwrap_used, reason = "test code")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
