@@ -130,7 +130,7 @@ pub struct DataColumn {
     pub column: ColumnNo,
     /// PVBN of its stripe 0. Stripe `s` of the column is `pvbn_base + s`.
     pub pvbn_base: Pvbn,
-    /// Whether blocks may be allocated on it (anything but `Missing`).
+    /// Blocks are allocated on `Missing` ones only when there is too little room elsewhere.
     pub state: ColumnState,
 }
 
@@ -179,7 +179,7 @@ impl Geometry {
 /// One block to write.
 #[derive(Clone, Debug)]
 pub struct WriteBlock {
-    /// Where; its column must not be `Missing`.
+    /// Where. On a `Missing` column the block exists in parity alone until it is rebuilt.
     pub at: Pvbn,
     /// What.
     pub data: Block,

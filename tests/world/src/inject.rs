@@ -26,6 +26,8 @@ impl Run {
     /// Puts one fault into the world, if the design promises to survive it now.
     pub(crate) fn inject(&mut self, fault: Fault) -> Outcome<()> {
         let mut rng = Rng::new(fault.pick);
+        // Faults may fall due together; each is judged by the state that the last one left.
+        self.look()?;
         if self.strike(fault.kind, &mut rng)? {
             *self.report.faults.entry(format!("{:?}", fault.kind)).or_insert(0) += 1;
         }

@@ -276,7 +276,7 @@ impl Run {
     }
 
     /// Looks after the machine as a supervisor and an administrator do.
-    fn look(&mut self) -> Outcome<()> {
+    pub(crate) fn look(&mut self) -> Outcome<()> {
         self.end_troubles();
         let Some(machine) = &self.machine else { return self.after_crash() };
         self.disks = machine.aggregate.disks();

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
-    BlockTag, ColumnState, Geometry, GroupGeometry, StripeWrite, Tetris, WriteBlock,
+    BlockTag, ColumnState, DataColumn, Geometry, GroupGeometry, StripeWrite, Tetris, WriteBlock,
 };
 use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Crc, Pvbn};
@@ -84,6 +84,11 @@ struct Held {
 #[derive(Debug)]
 pub(crate) struct Space {
     geometry: Arc<Geometry>,
+    /// Version of the geometry that `counts` were read for.
+    counts_version: Option<u64>,
+    /// Whether blocks are given out on missing columns too, where they exist in parity alone.
+    /// Only when the others may not have room enough; it changes between consistency points.
+    use_missing: bool,
     area_stripes: u64,
     pvbn_end: u64,
     /// Free blocks of each area, by group.
@@ -140,6 +145,8 @@ impl Space {
     ) -> Self {
         Self {
             geometry,
+            counts_version: None,
+            use_missing: false,
             area_stripes: u64::from(area_stripes),
             pvbn_end,
             counts: Vec::new(),
@@ -181,24 +188,29 @@ impl Space {
         self.area_stripes
     }
 
-    /// Blocks that can be given out now, missing columns left out.
+    /// Blocks that can surely be given out: where the used ones lie is not known here, so that all
+    /// free ones may be on columns that are left out.
     pub fn free_blocks(&self) -> u64 {
-        let usable: u64 = self
-            .geometry
-            .groups
-            .iter()
-            .map(|g| {
-                let present = g.data.iter().filter(|c| c.state != ColumnState::Missing).count();
-                g.stripes.get() * present as u64
-            })
-            .sum();
-        let missing = self.geometry.data_blocks().get() - usable;
-        // Used blocks on missing columns are unknown here: count as if they were used evenly.
-        let total = self.geometry.data_blocks().get().max(1);
-        let used_there = u128::from(self.used) * u128::from(missing) / u128::from(total);
-        let used_here = self.used - u64::try_from(used_there).unwrap_or_default().min(self.used);
+        let free = self.all_free_blocks();
+        if self.use_missing { free } else { free.saturating_sub(self.missing_blocks()) }
+    }
+
+    /// Free blocks of all columns, but for those that are held back.
+    fn all_free_blocks(&self) -> u64 {
         let held = self.held.as_ref().map_or(0, |h| h.blocks.len() as u64);
-        usable.saturating_sub(used_here + held)
+        self.geometry.data_blocks().get().saturating_sub(self.used + held)
+    }
+
+    fn missing_blocks(&self) -> u64 {
+        let missing = |g: &GroupGeometry| {
+            let columns = g.data.iter().filter(|c| c.state == ColumnState::Missing).count();
+            g.stripes.get() * columns as u64
+        };
+        self.geometry.groups.iter().map(missing).sum()
+    }
+
+    fn is_used(&self, column: &DataColumn) -> bool {
+        self.use_missing || column.state != ColumnState::Missing
     }
 
     /// Reads the free counts of all areas; the file's blocks must be in memory. Columns that are
@@ -222,6 +234,7 @@ impl Space {
             counts.push(of_group);
         }
         self.counts = counts;
+        self.counts_version = Some(self.geometry.version);
         let end = self.geometry.pvbn_end.get();
         if core::mem::replace(&mut self.pvbn_end, end) != end {
             for block in 0..slot.div_ceil(AREA_COUNTS_PER_BLOCK) {
@@ -237,15 +250,20 @@ impl Space {
 
     /// Takes note of disks that were added, lost or replaced. Between consistency points only.
     pub fn set_geometry(&mut self, geometry: Arc<Geometry>) -> Result<(), TreeMiss> {
-        if geometry.version == self.geometry.version {
+        let changed = geometry.version != self.geometry.version;
+        self.geometry = geometry;
+        let use_missing = self.missing_blocks() > self.all_free_blocks() / 2;
+        if changed || use_missing != self.use_missing {
+            self.use_missing = use_missing;
+            self.areas.clear();
+            self.resume = None;
+            self.window.clear();
+        }
+        if self.counts_version == Some(self.geometry.version) {
             return Ok(());
         }
         // The counts file is written with every consistency point, so reading it again gives the
         // present counts; new columns are added on top.
-        self.geometry = geometry;
-        self.areas.clear();
-        self.resume = None;
-        self.window.clear();
         self.read_counts()
     }
 
@@ -353,7 +371,7 @@ impl Space {
             // The map of a missing column too: the window looks at it to know whole stripes.
             let run = self.free_run(column.pvbn_base.plus(first), end - first);
             let run = run.map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
-            if column.state != ColumnState::Missing {
+            if self.is_used(column) {
                 free += run.iter().filter(|f| **f).count() as u64;
             }
         }
@@ -415,7 +433,7 @@ impl Space {
                     if let Some(s) = stripes.get_mut(&stripe) {
                         s.rest_is_free = false;
                     }
-                } else if column.state != ColumnState::Missing {
+                } else if self.is_used(column) {
                     window.push_back((at, stripe));
                 }
             }
