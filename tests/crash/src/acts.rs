@@ -40,6 +40,13 @@ pub struct Act {
     pub does: Does,
 }
 
+impl Act {
+    /// Whether parity may be spoken for already.
+    pub fn touches_disks(&self) -> bool {
+        matches!(self.does, Does::FailDisk | Does::AddDisk)
+    }
+}
+
 fn one(twin: Twin, op: impl Fn(cairn_op::ObjectRef) -> Op<cairn_op::ObjectRef>) -> TwinOp {
     TwinOp::one(twin, op)
 }

@@ -17,6 +17,22 @@ use crate::image::Image;
 use crate::record::Promise;
 use crate::rig::{MAIN, Machine, SECOND, Start};
 
+/// Checks one state when disks die with the power: `lost` of them, the first from `from` on.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_without(
+    images: &[Image],
+    promise: &Promise,
+    (from, lost): (usize, usize),
+    (starts, seed): (u8, u64),
+) -> Result<()> {
+    let dead: Vec<usize> = (from..from + lost).map(|n| n % images.len()).collect();
+    let left = images.iter().enumerate().filter(|(n, _)| !dead.contains(n));
+    let left: Vec<Image> = left.map(|(_, image)| image.clone()).collect();
+    check(&left, promise, starts, seed)
+}
+
 /// Checks one state.
 ///
 /// # Errors

@@ -26,12 +26,18 @@ struct Args {
     /// Only this aggregate: raid4, raid-dp, raid-dp-degraded.
     #[arg(long)]
     shape: Option<String>,
+    /// Only workloads of these acts: words with commas between them.
+    #[arg(long)]
+    only: Option<String>,
     /// One workload: words with commas between them (see --list).
     #[arg(long)]
     workload: Option<String>,
     /// A state of the workload.
     #[arg(long)]
     state: Option<Spec>,
+    /// Disks that die with the power: the first of them and how many, as `0:1`.
+    #[arg(long)]
+    without: Option<String>,
     /// The act that follows the recovery from the state.
     #[arg(long)]
     then: Option<String>,
@@ -47,20 +53,30 @@ fn act_named(word: &str) -> Result<Act> {
     act(word).ok_or_else(|| anyhow!("no act {word:?}; --list shows those there are"))
 }
 
+fn acts_named(words: &str) -> Result<Vec<Act>> {
+    words.split(',').map(act_named).collect()
+}
+
 fn shapes(args: &Args) -> Result<Vec<Shape>> {
     let Some(word) = &args.shape else { return Ok(Shape::ALL.to_vec()) };
     let found = Shape::ALL.into_iter().find(|s| s.name() == word);
     Ok(vec![found.ok_or_else(|| anyhow!("no shape {word:?}"))?])
 }
 
+fn disks(text: &str) -> Result<(usize, usize)> {
+    let (from, lost) = text.split_once(':').ok_or_else(|| anyhow!("--without wants FROM:COUNT"))?;
+    Ok((from.parse()?, lost.parse()?))
+}
+
 /// The case that the arguments name, if they name one.
 fn case(args: &Args, shapes: &[Shape]) -> Result<Option<Case>> {
     let Some(words) = &args.workload else { return Ok(None) };
-    let acts = words.split(',').map(act_named).collect::<Result<Vec<_>>>()?;
+    let acts = acts_named(words)?;
     let [shape] = shapes else { return Err(anyhow!("--workload needs --shape")) };
     let then = args.then.as_deref().map(act_named).transpose()?;
     let again = then.map(|act| (act, args.again));
-    Ok(Some(Case { shape: *shape, acts, seed: args.seed, spec: args.state, again }))
+    let without = args.without.as_deref().map(disks).transpose()?;
+    Ok(Some(Case { shape: *shape, acts, seed: args.seed, spec: args.state, without, again }))
 }
 
 fn run(args: &Args) -> Result<bool> {
@@ -71,7 +87,11 @@ fn run(args: &Args) -> Result<bool> {
         return Ok(true);
     }
     let shapes = shapes(args)?;
-    let sweep = Sweep::new(&shapes, args.seed, Depth::for_states(args.states), args.threads)?;
+    let depth = Depth::for_states(args.states);
+    let mut sweep = Sweep::new(&shapes, args.seed, depth, args.threads)?;
+    if let Some(words) = &args.only {
+        sweep.acts = acts_named(words)?;
+    }
     if let Some(case) = case(args, &shapes)? {
         return Ok(match guarded(|| sweep.replay(&case, |line| println!("{line}"))) {
             Ok(()) => {
@@ -93,8 +113,8 @@ fn run(args: &Args) -> Result<bool> {
         }
         told = tally.violations.len();
         println!(
-            "{stage}: {} workloads, {} outcomes listed, {} explored ({} cut twice)",
-            tally.workloads, tally.listed, tally.explored, tally.again
+            "{stage}: {} workloads, {} outcomes listed, {} explored ({} cut twice), {} with disks dead as well",
+            tally.workloads, tally.listed, tally.explored, tally.again, tally.without
         );
     });
     println!(

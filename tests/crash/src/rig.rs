@@ -31,7 +31,7 @@ const LOG_BLOCKS_LARGE: Blocks = Blocks::new(3320);
 const LOG_BLOCKS_DEGRADED: Blocks = Blocks::new(2800);
 /// NV log area whose halves fill within a workload.
 const LOG_BLOCKS_SMALL: Blocks = Blocks::new(96);
-/// Blocks of the file that takes up places in the stripes, every second of them.
+/// Blocks of the file that takes up places in the stripes; half of them are freed again.
 const FILLER_BLOCKS: u64 = 60;
 /// Memory of a node.
 const CACHE_BLOCKS: usize = 256;
@@ -81,6 +81,14 @@ impl Shape {
             Self::Raid4 => (3, 1),
             Self::RaidDp | Self::RaidDpSmallLog => (4, 1),
             Self::RaidDpDegraded => (5, 0),
+        }
+    }
+    /// Members of the group, and disks of them that may die with the power.
+    pub fn may_die(self) -> (usize, usize) {
+        match self {
+            Self::Raid4 => (3, 1),
+            Self::RaidDp | Self::RaidDpSmallLog => (4, 2),
+            Self::RaidDpDegraded => (3, 0),
         }
     }
     /// Disks that are pulled before workloads begin.
@@ -311,7 +319,7 @@ async fn furnish(main: &mut Runner) -> Result<Objects> {
     Ok(Objects { root, a, b, f, g, h })
 }
 
-/// A file on stripes of its own, with every second block freed again: holes everywhere.
+/// A file on stripes of its own, with half of its blocks freed again: holes everywhere.
 async fn riddle(second: &mut Runner) -> Result<()> {
     const AT_ONCE: u64 = 30;
     let root = second.root();
@@ -326,7 +334,8 @@ async fn riddle(second: &mut Runner) -> Result<()> {
     let attached = second.release();
     attached.manage(Manage::ConsistencyPoint).await?;
     second.attach(attached);
-    for block in (0..FILLER_BLOCKS).step_by(2) {
+    // Not every second one: blocks go column by column, and holes would be whole stripes.
+    for block in (0..FILLER_BLOCKS).filter(|b| crate::image::mix(*b).is_multiple_of(2)) {
         let (offset, count) = (block * BLOCK_BYTES_U64, BLOCK_BYTES_U64);
         let punch = |obj| Op::Punch { obj, offset, count };
         second.operate(TwinOp::one(file, punch)).await?;

@@ -13,11 +13,12 @@ use anyhow::{Result, anyhow};
 use cairn_sim::Rng;
 
 use crate::acts::{Act, acts};
-use crate::check::check;
+use crate::check::{check, check_without};
 use crate::image::mix;
 use crate::record::{Recording, record, record_recovery};
 use crate::rig::{Bench, Shape};
-use crate::states::{Effort, Spec, State, build, list};
+use crate::states::{Effort, Keep, Spec, State, build, list};
+use crate::tape::Event;
 
 /// Violations after which a sweep ends.
 const VIOLATIONS_MAX: usize = 20;
@@ -25,6 +26,9 @@ const VIOLATIONS_MAX: usize = 20;
 const ROUND_WORKLOADS: usize = 600;
 /// Starts of the node before a state of a workload, and of a recovery, is checked.
 const STARTS_BEFORE: u8 = 3;
+
+/// Makes the choice of dead disks another one than that of second cuts.
+const WITHOUT: u64 = 0x9E37_79B9;
 
 /// Runs `work`; a broken invariant in it is an error like any other.
 ///
@@ -48,6 +52,8 @@ pub struct Depth {
     pub effort: Effort,
     /// States that are checked of a workload of one, two and three acts.
     pub states: [usize; 3],
+    /// Of so many states one is checked again with disks dead.
+    pub without_one_in: u64,
     /// Of so many states one is recovered on recorded disks, to cut the power again.
     pub again_one_in: u64,
     /// States that are checked of such a recovery.
@@ -59,10 +65,22 @@ impl Depth {
     pub fn for_states(states: u64) -> Self {
         if states < 1_000_000 {
             let effort = Effort { exhaustive: 3, random: 2 };
-            Self { effort, states: [40, 4, 6], again_one_in: 16, again_states: 4 }
+            Self {
+                effort,
+                states: [40, 4, 6],
+                without_one_in: 8,
+                again_one_in: 16,
+                again_states: 4,
+            }
         } else {
             let effort = Effort { exhaustive: 6, random: 16 };
-            Self { effort, states: [10_000, 400, 40], again_one_in: 16, again_states: 8 }
+            Self {
+                effort,
+                states: [10_000, 400, 40],
+                without_one_in: 8,
+                again_one_in: 16,
+                again_states: 8,
+            }
         }
     }
 }
@@ -80,6 +98,8 @@ pub struct Tally {
     pub distinct: u64,
     /// Of these, cut during or after the recovery from another cut.
     pub again: u64,
+    /// Checks of states with as many disks dead as parity covers; not counted as explored.
+    pub without: u64,
     /// What was wrong, as text with the way to replay it.
     pub violations: Vec<String>,
 }
@@ -91,6 +111,7 @@ impl Tally {
         self.explored += other.explored;
         self.distinct += other.distinct;
         self.again += other.again;
+        self.without += other.without;
         self.violations.extend(other.violations);
     }
 }
@@ -106,6 +127,8 @@ pub struct Case {
     pub seed: u64,
     /// The state of the workload; without one the workload itself is the case.
     pub spec: Option<Spec>,
+    /// Disks that die with the power: the first of them, and how many.
+    pub without: Option<(usize, usize)>,
     /// The second cut.
     pub again: Option<(Act, Option<Spec>)>,
 }
@@ -125,6 +148,9 @@ impl Case {
         );
         if let Some(spec) = &self.spec {
             text.push_str(&format!(" --state {spec}"));
+        }
+        if let Some((from, lost)) = self.without {
+            text.push_str(&format!(" --without {from}:{lost}"));
         }
         if let Some((act, spec)) = &self.again {
             text.push_str(&format!(" --then {}", act.name));
@@ -165,6 +191,8 @@ pub struct Sweep {
     pub depth: Depth,
     /// Threads.
     pub threads: usize,
+    /// What workloads are made of.
+    pub acts: Vec<Act>,
     /// Contents that were seen.
     seen: Mutex<BTreeSet<u64>>,
 }
@@ -179,7 +207,7 @@ impl Sweep {
     /// A bench that cannot be made.
     pub fn new(shapes: &[Shape], seed: u64, depth: Depth, threads: usize) -> Result<Self> {
         let benches = shapes.iter().map(|s| Bench::make(*s)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { benches, seed, depth, threads, seen: Mutex::default() })
+        Ok(Self { benches, seed, depth, threads, acts: acts(), seen: Mutex::default() })
     }
 
     /// Seed of every run on a bench: equal situations of different workloads are equal to the bit.
@@ -190,19 +218,19 @@ impl Sweep {
     /// The workloads of one act, on every bench.
     pub fn ones(&self) -> Vec<Job> {
         let benches = 0..self.benches.len();
-        benches.flat_map(|b| acts().into_iter().map(move |a| (b, vec![a]))).collect()
+        benches.flat_map(|b| self.acts.iter().map(move |a| (b, vec![*a]))).collect()
     }
 
     /// Runs until at least `states` different states were checked, or there are no more workloads;
     /// `tell` is given each stage's name and the sum so far.
     pub fn run(&self, states: u64, mut tell: impl FnMut(&str, &Tally)) -> Tally {
-        let all = acts();
+        let all = &self.acts;
         let mut tally = Tally::default();
         self.round(&self.ones(), &mut tally);
         tell("one act", &tally);
         let mut twos: Vec<Job> = Vec::new();
         for bench in 0..self.benches.len() {
-            for first in &all {
+            for first in all {
                 twos.extend(all.iter().map(|second| (bench, vec![*first, *second])));
             }
         }
@@ -257,6 +285,7 @@ impl Sweep {
             acts: acts.to_vec(),
             seed: self.seed,
             spec: None,
+            without: None,
             again: None,
         };
         tally.workloads += 1;
@@ -270,9 +299,13 @@ impl Sweep {
         let most = self.depth.states[acts.len().clamp(1, 3) - 1];
         for state in self.sample(&recording, most, tally) {
             let case = Case { spec: Some(state.spec), ..case.clone() };
-            if self.state(&state, &recording, &case, STARTS_BEFORE, tally)
-                && mix(state.digest ^ seed).is_multiple_of(self.depth.again_one_in)
-            {
+            if !self.state(&state, &recording, &case, STARTS_BEFORE, tally) {
+                continue;
+            }
+            if !acts.iter().any(Act::touches_disks) {
+                self.without(&state, &recording, &case, tally);
+            }
+            if mix(state.digest ^ seed).is_multiple_of(self.depth.again_one_in) {
                 self.again(bench, &state, &recording, &case, tally);
             }
         }
@@ -290,7 +323,8 @@ impl Sweep {
             }
         });
         if states.len() > most {
-            states.sort_by_key(|s| mix(s.digest ^ self.seed));
+            // A cut right after an answer that leaves nothing but what is durable comes first.
+            states.sort_by_key(|s| (!after_answer(recording, s.spec), mix(s.digest ^ self.seed)));
             states.truncate(most);
         }
         states
@@ -315,6 +349,24 @@ impl Sweep {
                 tally.violations.push(violation(case, &error));
                 false
             }
+        }
+    }
+
+    /// Checks a state once more, with as many disks dead as parity covers; which, the digest says.
+    fn without(&self, state: &State, recording: &Recording, case: &Case, tally: &mut Tally) {
+        let chosen = mix(state.digest ^ WITHOUT);
+        let (members, lost) = case.shape.may_die();
+        if lost == 0 || !chosen.is_multiple_of(self.depth.without_one_in) {
+            return;
+        }
+        let from = usize::try_from(chosen >> 32).unwrap_or(0) % (members - lost + 1);
+        let case = Case { without: Some((from, lost)), ..case.clone() };
+        tally.without += 1;
+        let promise = &recording.promises[state.promise];
+        let seed = (STARTS_BEFORE, state.digest);
+        let checked = guarded(|| check_without(&state.images, promise, (from, lost), seed));
+        if let Err(error) = checked {
+            tally.violations.push(violation(&case, &error));
         }
     }
 
@@ -361,6 +413,10 @@ impl Sweep {
         let state = one(&recording, spec)?;
         tell(&crate::states::describe(&recording, spec));
         let promise = &recording.promises[state.promise];
+        if let Some(lost) = case.without {
+            let seed = (STARTS_BEFORE, state.digest);
+            return check_without(&state.images, promise, lost, seed);
+        }
         let Some((act, again)) = case.again else {
             return check(&state.images, promise, STARTS_BEFORE, state.digest);
         };
@@ -373,6 +429,12 @@ impl Sweep {
         tell(&crate::states::describe(&second, spec));
         check(&state.images, &second.promises[state.promise], STARTS_BEFORE + 1, state.digest)
     }
+}
+
+/// Whether a state is what is left of an answered act when all that can be lost is lost.
+fn after_answer(recording: &Recording, spec: Spec) -> bool {
+    matches!(recording.events.get(spec.point), Some(Event::Promise { .. }))
+        && matches!(spec.keep, Keep::None | Keep::Mask(0))
 }
 
 fn one(recording: &Recording, spec: Spec) -> Result<State> {

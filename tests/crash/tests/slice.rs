@@ -15,7 +15,13 @@ fn named(names: &[&str]) -> Vec<Act> {
 }
 
 fn sweep(threads: usize) -> Tally {
-    let depth = Depth { effort: EFFORT, states: [1, 0, 0], again_one_in: 8, again_states: 1 };
+    let depth = Depth {
+        effort: EFFORT,
+        states: [1, 0, 0],
+        without_one_in: 8,
+        again_one_in: 8,
+        again_states: 1,
+    };
     let sweep = Sweep::new(&Shape::ALL, 3, depth, threads).expect("benches");
     let mut tally = Tally::default();
     sweep.round(&sweep.ones(), &mut tally);
