@@ -144,9 +144,17 @@ impl Filling {
         self.filled += mine;
         bytes - mine
     }
-    /// The payload, when nothing is missing.
-    pub(crate) fn finish(self) -> Payload {
+    /// The payload, when nothing is missing. What its first and last blocks hold beside it is
+    /// zeros: blocks come from requests of others, and whole blocks go into the log.
+    pub(crate) fn finish(mut self) -> Payload {
         assert!(self.missing() == 0, "a payload is used only when it is whole");
+        if let Some(first) = self.blocks.first_mut() {
+            first[..self.skip].fill(0);
+        }
+        let end = (self.skip + self.bytes) % BLOCK_BYTES;
+        if let (Some(last), true) = (self.blocks.last_mut(), end != 0) {
+            last[end..].fill(0);
+        }
         let blocks = self.blocks.into_iter().map(BlockMut::freeze).collect();
         let (Ok(skip), Ok(bytes)) = (u32::try_from(self.skip), u32::try_from(self.bytes)) else {
             unreachable!("both came from 32 bits")
@@ -199,6 +207,20 @@ mod tests {
             let payload = f.finish();
             prop_assert_eq!(u64::from(payload.skip()) % 4096, if bytes == 0 { u64::from(payload.skip()) } else { offset % 4096 });
             prop_assert_eq!(payload.to_vec(), &data[..n]);
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_payload_hold_nothing_of_earlier_requests() {
+        for (offset, bytes) in [(100u64, 50u32), (4000, 200), (4096, 4096), (10, 9000), (0, 1)] {
+            let used: Vec<BlockMut> = (0..4).map(|_| BlockMut::copy_of(&[0xaa; 4096])).collect();
+            drop(used);
+            let mut f = Filling::new(offset, bytes);
+            f.copy(&vec![1; bytes as usize]);
+            let payload = f.finish();
+            let sum: u64 =
+                payload.blocks().iter().flat_map(|b| b.iter()).map(|b| u64::from(*b)).sum();
+            assert_eq!(sum, u64::from(bytes), "{bytes} bytes at {offset}");
         }
     }
 

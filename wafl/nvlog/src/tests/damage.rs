@@ -164,8 +164,8 @@ fn two_halves_with(sim: &SimWorld, second: u64) -> (Arc<Areas>, LogPosition) {
             log.durable(lsn).await.unwrap();
         }
         // The second half goes elsewhere.
-        areas.take_out(area(1));
-        areas.take_out(area(2));
+        areas.set_aside(area(1));
+        areas.set_aside(area(2));
         let old = log.current();
         let _new = log.switch_half().unwrap();
         log.close_half(old);

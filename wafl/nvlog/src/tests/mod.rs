@@ -54,6 +54,10 @@ impl Areas {
         let disks = self.disks.iter().map(|(id, disk)| (*id, disk.reattach())).collect();
         Self::of(disks, self.blocks)
     }
+    /// Offers the area no more, though what lies in it stays.
+    pub(crate) fn set_aside(&self, id: LogAreaId) {
+        self.out.lock().unwrap().push(id);
+    }
     pub(crate) fn take_out(&self, id: LogAreaId) {
         self.out.lock().unwrap().push(id);
         self.losses.send_modify(|n| *n += 1);
