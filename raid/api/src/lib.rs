@@ -357,6 +357,8 @@ pub enum DiskRole {
     Failed,
     /// Holds nothing but the log.
     Log,
+    /// Another disk is being copied to it, whose place it takes then.
+    Copy,
 }
 
 /// One disk, for status.
@@ -376,7 +378,7 @@ pub struct DiskStatus {
     pub position: Option<(GroupNo, ColumnNo)>,
     /// State of that position.
     pub state: ColumnState,
-    /// Rebuild progress in stripes done of all, while `Rebuilding`.
+    /// Rebuild or copy progress in stripes done of all, while `Rebuilding`.
     pub rebuild: Option<(Blocks, Blocks)>,
     /// Requests, and errors that count against its budget.
     pub reads: u64,
@@ -475,6 +477,13 @@ pub trait AggregateAdmin: Send + Sync + 'static {
     fn add_group(&self, disks: u16) -> BoxFuture<Result<GroupNo, AdminError>>;
     /// Takes a disk out; a spare is rebuilt in its place if there is one.
     fn fail_disk(&self, disk: DiskUuid) -> BoxFuture<Result<(), AdminError>>;
+    /// Begins to copy a disk that still serves to a spare (`with`, or one that fits), which takes
+    /// its place when everything is copied. Gives the spare. `Ok` as well while it is under way.
+    fn replace_disk(
+        &self,
+        disk: DiskUuid,
+        with: Option<DiskUuid>,
+    ) -> BoxFuture<Result<DiskUuid, AdminError>>;
     /// Starts a scrub of everything; one that runs goes on.
     fn start_scrub(&self);
     /// How the scrub stands.

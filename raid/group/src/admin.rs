@@ -91,12 +91,7 @@ impl Core {
                 return Err(refused("group", "no spare is big enough; add one first"));
             };
             let pvbn_base = take_pvbns(&mut config, stripes);
-            let position = Position {
-                disk: Some(member.uuid),
-                state: ColumnState::Online,
-                progress: 0,
-                pvbn_base,
-            };
+            let position = Position::online(member.uuid, pvbn_base);
             if let Some(group) = config.groups.get_mut(&no) {
                 group.positions.insert(column, position);
             }
@@ -185,6 +180,15 @@ impl Core {
                     (Blocks::new(done), Blocks::new(group.stripes))
                 });
                 out.push(status);
+                if let Some(twin) = slot.twin() {
+                    let mut status = status_of(&view, Some(&twin.member), Some(twin.member.uuid));
+                    status.position = Some((group.group, slot.column));
+                    status.role = DiskRole::Copy;
+                    status.state = ColumnState::Rebuilding;
+                    let done = twin.progress.load(Ordering::Acquire);
+                    status.rebuild = Some((Blocks::new(done), Blocks::new(group.stripes)));
+                    out.push(status);
+                }
             }
         }
         for disk in view.config.spares.iter().chain(&view.config.log_disks) {
@@ -284,6 +288,7 @@ impl AggregateAdmin for RaidAggregate {
                 added.push(core.add_spare(location).await?);
             }
             core.promote().await?;
+            core.sick.store(true, Ordering::Release);
             core.start_rebuilds();
             Ok(added)
         })
@@ -302,6 +307,15 @@ impl AggregateAdmin for RaidAggregate {
     fn fail_disk(&self, disk: DiskUuid) -> BoxFuture<Result<(), AdminError>> {
         let core = self.core.clone();
         Box::pin(async move { core.fail(disk).await })
+    }
+
+    fn replace_disk(
+        &self,
+        disk: DiskUuid,
+        with: Option<DiskUuid>,
+    ) -> BoxFuture<Result<DiskUuid, AdminError>> {
+        let core = self.core.clone();
+        Box::pin(async move { core.begin_copy(disk, with).await })
     }
 
     fn start_scrub(&self) {

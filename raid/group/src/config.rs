@@ -44,6 +44,24 @@ pub(crate) struct Position {
     pub progress: u64,
     /// First PVBN of a data column.
     pub pvbn_base: Pvbn,
+    /// The disk that is to replace `disk`, while that one still serves.
+    pub twin: Option<TwinConfig>,
+}
+
+impl Position {
+    /// A position with a whole disk.
+    pub(crate) fn online(disk: DiskUuid, pvbn_base: Pvbn) -> Self {
+        let (state, disk) = (ColumnState::Online, Some(disk));
+        Self { disk, state, progress: 0, pvbn_base, twin: None }
+    }
+}
+
+/// A disk that another one is being copied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TwinConfig {
+    pub disk: DiskUuid,
+    /// Stripes copied.
+    pub progress: u64,
 }
 
 /// One group.
@@ -85,6 +103,7 @@ const ROLE_DIAGONAL: u8 = 3;
 const ROLE_SPARE: u8 = 4;
 const ROLE_FAILED: u8 = 5;
 const ROLE_LOG: u8 = 6;
+const ROLE_TWIN: u8 = 7;
 
 fn state_code(state: ColumnState) -> u8 {
     match state {
@@ -111,20 +130,26 @@ impl Config {
             || self.position_of(disk).is_some()
     }
 
-    /// Where a disk sits.
+    /// Where a disk sits, or is about to.
     pub(crate) fn position_of(&self, disk: DiskUuid) -> Option<(GroupNo, ColumnNo)> {
         self.groups.iter().find_map(|(group, config)| {
             config
                 .positions
                 .iter()
-                .find(|(_, p)| p.disk == Some(disk))
+                .find(|(_, p)| p.disk == Some(disk) || p.twin.is_some_and(|t| t.disk == disk))
                 .map(|(column, _)| (*group, *column))
         })
+    }
+    /// Whether another disk is being copied to this one.
+    pub(crate) fn is_twin(&self, disk: DiskUuid) -> bool {
+        let mut positions = self.groups.values().flat_map(|g| g.positions.values());
+        positions.any(|p| p.twin.is_some_and(|t| t.disk == disk))
     }
 
     /// Records that this configuration takes.
     pub(crate) fn records(&self) -> usize {
-        let positions: usize = self.groups.values().map(|g| g.positions.len()).sum();
+        let twins = |g: &GroupConfig| g.positions.values().filter(|p| p.twin.is_some()).count();
+        let positions: usize = self.groups.values().map(|g| g.positions.len() + twins(g)).sum();
         self.groups.len() + positions + self.spares.len() + self.log_disks.len() + self.failed.len()
     }
 
@@ -142,6 +167,9 @@ impl Config {
         for (group, config) in &self.groups {
             for (column, position) in &config.positions {
                 add(position_record(*group, *column, config, position));
+                if let Some(twin) = position.twin {
+                    add(twin_record(*group, *column, twin));
+                }
             }
         }
         let lists =
@@ -238,10 +266,20 @@ impl Config {
                     state: state_of(record.state)?,
                     progress: record.progress.get().min(group.stripes),
                     pvbn_base: Pvbn::new(record.pvbn_base.get()),
+                    twin: None,
                 };
                 if group.positions.insert(column, position).is_some() {
                     return None;
                 }
+            }
+            ROLE_TWIN => {
+                let group = self.groups.get_mut(&GroupNo::new(record.group.get()))?;
+                let progress = record.progress.get().min(group.stripes);
+                let position = group.positions.get_mut(&ColumnNo::new(record.column.get()))?;
+                if position.state != ColumnState::Online || position.twin.is_some() {
+                    return None;
+                }
+                position.twin = Some(TwinConfig { disk, progress });
             }
             _ => return None,
         }
@@ -284,6 +322,17 @@ fn position_record(
     record
 }
 
+fn twin_record(group: GroupNo, column: ColumnNo, twin: TwinConfig) -> DiskRecordV1 {
+    let mut record: DiskRecordV1 = blank();
+    record.disk = twin.disk.bytes();
+    record.group = group.get().into();
+    record.column = column.get().into();
+    record.role = ROLE_TWIN;
+    record.state = state_code(ColumnState::Rebuilding);
+    record.progress = twin.progress.into();
+    record
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,6 +343,8 @@ mod tests {
             state,
             progress: 0,
             pvbn_base: Pvbn::new(64),
+            twin: (n == 4)
+                .then_some(TwinConfig { disk: DiskUuid::new([6; 16]), progress: 252 }),
         };
         let positions = BTreeMap::from([
             (ColumnNo::new(0), position(1, ColumnState::Online)),
@@ -327,6 +378,7 @@ mod tests {
         let config = sample();
         assert!(config.counts_on(DiskUuid::new([1; 16])));
         assert!(config.counts_on(DiskUuid::new([7; 16])));
+        assert!(config.counts_on(DiskUuid::new([6; 16])));
         assert!(!config.counts_on(DiskUuid::new([8; 16])));
         assert!(!config.counts_on(DiskUuid::new([2; 16])));
     }

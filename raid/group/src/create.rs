@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cairn_raid_api::ColumnState;
 use cairn_raid_disk::{Disk, DiskError};
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{AggregateUuid, Blocks, ColumnNo, DiskUuid, GroupNo, Pvbn};
@@ -243,7 +242,7 @@ pub(crate) fn add_group(
             (p - 1 + behind, Pvbn::new(0))
         };
         let position =
-            Position { disk: Some(*disk), state: ColumnState::Online, progress: 0, pvbn_base };
+            Position::online(*disk, pvbn_base);
         positions.insert(ColumnNo::new(column), position);
     }
     let next = config.groups.keys().next_back().map_or(0, |g| g.get() + 1);

@@ -24,6 +24,7 @@ mod aggregate;
 mod code;
 mod commit;
 mod config;
+mod copy_out;
 mod core;
 mod create;
 mod failure;
@@ -83,6 +84,28 @@ pub enum Event {
     RebuildFinished {
         /// The disk.
         disk: DiskUuid,
+        /// Its group.
+        group: GroupNo,
+        /// Its position.
+        column: ColumnNo,
+    },
+    /// A disk is being copied to a spare.
+    CopyStarted {
+        /// The disk.
+        disk: DiskUuid,
+        /// The spare.
+        to: DiskUuid,
+        /// Its group.
+        group: GroupNo,
+        /// Its position.
+        column: ColumnNo,
+    },
+    /// The spare has taken the disk's place; the disk is out.
+    CopyFinished {
+        /// The disk.
+        disk: DiskUuid,
+        /// The spare.
+        to: DiskUuid,
         /// Its group.
         group: GroupNo,
         /// Its position.

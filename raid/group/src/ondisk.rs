@@ -235,7 +235,8 @@ pub(crate) struct StripeRecordV1 {
     pub mask: [U64; 4],
     /// Columns (data and parity, by number) whose region was not durably written before.
     pub fresh: [U64; 5],
-    pub reserved: U64,
+    /// First bytes of the uuid of the disk that a column is being copied to; zero: none.
+    pub twin: U64,
 }
 const _: () = assert!(size_of::<StripeRecordV1>() == 96);
 
@@ -243,6 +244,8 @@ const _: () = assert!(size_of::<StripeRecordV1>() == 96);
 pub(crate) const RECORD_PARTIAL: u16 = 1;
 /// The unmodified columns are all zeros.
 pub(crate) const RECORD_REST_ZERO: u16 = 2;
+/// The region of the disk that is being copied to had no durable stamps.
+pub(crate) const RECORD_TWIN_FRESH: u16 = 4;
 
 /// First block of a stripe log entry; its payload blocks follow.
 #[repr(C)]

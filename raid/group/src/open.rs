@@ -218,6 +218,7 @@ async fn look(disks: &[Arc<dyn Disk>], options: &OpenOptions) -> Result<Found, O
             return Err(OpenError::TooFewDisks { group: *no, missing: lost, disks, parity });
         }
         missing.extend(group.positions.values().filter_map(|p| p.disk));
+        missing.extend(group.positions.values().filter_map(|p| Some(p.twin?.disk)));
     }
     missing.extend(config.spares.iter().chain(&config.log_disks));
     missing.retain(|disk| !members.contains_key(disk));
@@ -336,6 +337,7 @@ async fn bring_up(
         counters: Counters::default(),
         scrub: Mutex::new(ScrubStatus::default()),
         rebuilding: Mutex::default(),
+        sick: AtomicBool::new(false),
         opener: options.opener,
         events: Mutex::default(),
     });

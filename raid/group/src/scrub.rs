@@ -118,7 +118,7 @@ impl Core {
             sum.mismatches += one.mismatches;
         }
         if !writes.is_empty() {
-            self.seal_stamps(group, &stamps, &mut writes);
+            self.seal_stamps(&stamps, &mut writes);
             self.write_many(writes, Purpose::Mending).await;
         }
         drop(held);
