@@ -123,6 +123,25 @@ pub enum ColumnState {
     Missing,
 }
 
+/// How a group protects its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RaidKind {
+    /// One disk of row parity.
+    Raid4,
+    /// Row and diagonal parity: any two disks may be lost.
+    RaidDp,
+}
+
+impl RaidKind {
+    /// Disks that may be lost.
+    pub fn parity(self) -> u16 {
+        match self {
+            Self::Raid4 => 1,
+            Self::RaidDp => 2,
+        }
+    }
+}
+
 /// One data column of a group: a run of PVBNs that lies on one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataColumn {
@@ -484,6 +503,14 @@ pub trait AggregateAdmin: Send + Sync + 'static {
         disk: DiskUuid,
         with: Option<DiskUuid>,
     ) -> BoxFuture<Result<DiskUuid, AdminError>>;
+    /// Adds the disk of diagonal parity to a RAID-4 group, from a spare, or drops it, online. An
+    /// added one is filled like any rebuilt disk: the group survives two failures when it is
+    /// `Online`. A dropped one becomes a spare. `Ok` when the group is of that kind already.
+    fn set_raid_kind(
+        &self,
+        group: GroupNo,
+        kind: RaidKind,
+    ) -> BoxFuture<Result<(), AdminError>>;
     /// Starts a scrub of everything; one that runs goes on.
     fn start_scrub(&self);
     /// How the scrub stands.

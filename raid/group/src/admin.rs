@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
-    AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, RaidCounters, ScrubStatus,
+    AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, RaidCounters, RaidKind,
+    ScrubStatus,
 };
 use cairn_raid_disk::{Disk, DiskClass, DiskError};
 use cairn_sys::BoxFuture;
@@ -25,7 +26,7 @@ use crate::ondisk::CONFIG_RECORDS_MAX;
 use crate::tools::lock;
 use crate::view::View;
 
-fn refused(location: &str, reason: impl ToString) -> AdminError {
+pub(crate) fn refused(location: &str, reason: impl ToString) -> AdminError {
     AdminError::Refused { location: location.to_owned(), reason: reason.to_string() }
 }
 
@@ -57,14 +58,26 @@ impl Core {
             Probe::Unreadable(error) => return Err(refused(location, error)),
         }
         let layout = spare_layout(&view, &disk, location)?;
+        self.enlist(disk, layout).await
+    }
+
+    /// Formats a disk under a new identity and makes it a spare. The caller holds the
+    /// configuration.
+    pub(crate) async fn enlist(
+        &self,
+        disk: Arc<dyn Disk>,
+        layout: Layout,
+    ) -> Result<DiskUuid, AdminError> {
+        let location = disk.info().location;
+        let view = self.view();
         let uuid = DiskUuid::new(self.world.random_16());
         let mut config = view.config.clone();
         config.spares.push(uuid);
         if config.records() > CONFIG_RECORDS_MAX {
-            return Err(refused(location, "the aggregate has as many disks as it can have"));
+            return Err(refused(&location, "the aggregate has as many disks as it can have"));
         }
         config.generation += 1;
-        let io = |error: DiskError| refused(location, error);
+        let io = |error: DiskError| refused(&location, error);
         format_areas(&disk, uuid, &layout, &config).await.map_err(io)?;
         write_labels(&disk, uuid, &layout, &config).await.map_err(io)?;
         let mut members = view.members.clone();
@@ -209,7 +222,7 @@ impl Core {
 }
 
 /// Takes up to `count` spares with room for `stripes` stripes out of the list.
-fn take_spares(config: &mut Config, view: &View, count: usize, stripes: u64) -> Vec<Arc<Member>> {
+pub(crate) fn take_spares(config: &mut Config, view: &View, count: usize, stripes: u64) -> Vec<Arc<Member>> {
     let mut taken = Vec::new();
     config.spares.retain(|disk| {
         let fits = view
@@ -316,6 +329,16 @@ impl AggregateAdmin for RaidAggregate {
     ) -> BoxFuture<Result<DiskUuid, AdminError>> {
         let core = self.core.clone();
         Box::pin(async move { core.begin_copy(disk, with).await })
+    }
+
+    fn set_raid_kind(&self, group: GroupNo, kind: RaidKind) -> BoxFuture<Result<(), AdminError>> {
+        let core = self.core.clone();
+        Box::pin(async move {
+            match kind {
+                RaidKind::RaidDp => core.add_diagonal(group).await,
+                RaidKind::Raid4 => core.drop_diagonal(group).await,
+            }
+        })
     }
 
     fn start_scrub(&self) {

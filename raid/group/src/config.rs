@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use cairn_raid_api::ColumnState;
+use cairn_raid_api::{ColumnState, RaidKind};
 use cairn_sys::Block;
 use cairn_units::{AggregateUuid, BLOCK_BYTES, ColumnNo, DiskUuid, GroupNo, Pvbn};
 use zerocopy::{FromBytes, IntoBytes};
@@ -15,25 +15,6 @@ use crate::ondisk::{
     CONFIG_BLOCKS, CONFIG_RECORDS_MAX, ConfigHeaderV1, DiskRecordV1, GroupRecordV1, MAGIC_CONFIG,
     NONE_U16, blank, open, seal,
 };
-
-/// How a group protects its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RaidKind {
-    /// One disk of row parity.
-    Raid4,
-    /// Row and diagonal parity: any two disks may be lost.
-    RaidDp,
-}
-
-impl RaidKind {
-    /// Disks that may be lost.
-    pub fn parity(self) -> u16 {
-        match self {
-            Self::Raid4 => 1,
-            Self::RaidDp => 2,
-        }
-    }
-}
 
 /// One position of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]

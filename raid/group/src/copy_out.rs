@@ -190,6 +190,9 @@ impl Core {
 
     /// Everything is copied: the twin takes the place of the disk, which is out.
     pub(crate) async fn finish_copy(self: &Arc<Self>, no: GroupNo) -> Result<(), WriteError> {
+        if !self.copy_log(no).await? {
+            return Ok(());
+        }
         let (disk, twin, column) = {
             // Nobody writes while the disks change places, and nothing that the stripe log says
             // of the old one is alive.
@@ -197,6 +200,8 @@ impl Core {
             self.end_interval_marked(&mut interval).await?;
             let _config = self.config.lock().await;
             self.settle_locked().await?;
+            // A write to the NV log reaches both disks, or the new one.
+            let _areas = self.log_areas.write().await;
             let view = self.view();
             let Some((group, slot, twin)) = copying(&view, no) else { return Ok(()) };
             let column = group.slots[slot].column;
@@ -213,6 +218,7 @@ impl Core {
             position.twin = None;
             note_failed(&mut config, disk.uuid);
             self.adopt(config).await?;
+            lock(&self.replaced).insert(disk.uuid, twin.member.uuid);
             self.forget_member(&disk);
             self.settle_locked().await?;
             (disk, twin.member, column)
@@ -225,6 +231,20 @@ impl Core {
         // Another disk of the group may have waited for this one.
         self.sick.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Copies the disk's part of the NV log; whether it is there.
+    async fn copy_log(self: &Arc<Self>, no: GroupNo) -> Result<bool, WriteError> {
+        let view = self.view();
+        let Some((group, slot, twin)) = copying(&view, no) else { return Ok(false) };
+        let Some(disk) = group.slots[slot].writable() else { return Ok(false) };
+        if let Err(error) = self.copy_log_area(disk, &twin.member).await {
+            self.fault(&twin.member, &error);
+            self.kill(&twin.member);
+            self.settle().await?;
+            return Ok(false);
+        }
+        Ok(!self.is_stopped())
     }
 
     /// Drops a disk that the configuration no longer counts on. The caller holds the

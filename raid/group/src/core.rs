@@ -85,6 +85,10 @@ pub(crate) struct Core {
     pub root: Mutex<RootState>,
     /// Held while the configuration changes.
     pub config: tokio::sync::Mutex<()>,
+    /// Held shared by writes to the NV log areas, exclusively while a piece of one is copied.
+    pub log_areas: tokio::sync::RwLock<()>,
+    /// Disks whose place, NV log area included, another one has taken.
+    pub replaced: Mutex<BTreeMap<DiskUuid, DiskUuid>>,
     /// Deaths that are not stable in the configuration yet.
     pub unsettled: AtomicU64,
     /// Disks that died since the start.
@@ -197,7 +201,10 @@ impl Core {
             self.sick.store(true, Ordering::Release);
         }
         let certain = matches!(error, DiskError::Gone { .. } | DiskError::Fenced);
-        if certain || (spent && self.can_spare(member.uuid)) {
+        // Bad blocks of a disk that is on its way out are found from parity one by one.
+        let leaving =
+            matches!(error, DiskError::Medium { .. }) && self.view().twin_of(member.uuid).is_some();
+        if certain || (spent && !leaving && self.can_spare(member.uuid)) {
             self.kill(member);
         }
     }

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use cairn_raid_api::RaidKind;
 use cairn_raid_disk::{Disk, DiskError};
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{AggregateUuid, Blocks, ColumnNo, DiskUuid, GroupNo, Pvbn};
 
-use crate::config::{Config, GroupConfig, Position, RaidKind};
+use crate::config::{Config, GroupConfig, Position};
 use crate::failure::identity_of;
 use crate::label::{Probe, label_block, read_label};
 use crate::layout::{LABEL_AT, Layout, default_log_blocks, default_stripe_log_blocks};

@@ -35,6 +35,7 @@ mod log_areas;
 mod member;
 mod ondisk;
 mod open;
+mod raid_kind;
 mod read;
 mod rebuild;
 mod recover;
@@ -49,7 +50,7 @@ mod write;
 use cairn_units::{ColumnNo, DiskUuid, GroupNo};
 
 pub use crate::aggregate::{RaidAggregate, probe};
-pub use crate::config::RaidKind;
+pub use cairn_raid_api::RaidKind;
 pub use crate::create::{CreateError, CreateOptions};
 pub use crate::label::{Identity, Probe, Role};
 pub use crate::open::{OpenError, OpenOptions, Opener, RefuseReason, Refused};

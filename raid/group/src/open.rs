@@ -330,6 +330,8 @@ async fn bring_up(
         log: StripeLog::new(aggregate, size, log.epoch + 1),
         root: Mutex::new(root),
         config: tokio::sync::Mutex::new(()),
+        log_areas: tokio::sync::RwLock::new(()),
+        replaced: Mutex::default(),
         unsettled: AtomicU64::new(0),
         deaths: tokio::sync::watch::Sender::new(0),
         fenced: AtomicBool::new(false),

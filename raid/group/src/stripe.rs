@@ -193,7 +193,8 @@ impl Core {
                 if member.is_sick() {
                     self.sick.store(true, Ordering::Release);
                 }
-                if errors > CHECKSUM_ERRORS_MAX && self.can_spare(member.uuid) {
+                let leaving = self.view().twin_of(member.uuid).is_some();
+                if errors > CHECKSUM_ERRORS_MAX && !leaving && self.can_spare(member.uuid) {
                     self.kill(&member);
                 }
                 let at = stripes[i].stripe;
