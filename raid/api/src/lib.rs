@@ -506,11 +506,7 @@ pub trait AggregateAdmin: Send + Sync + 'static {
     /// Adds the disk of diagonal parity to a RAID-4 group, from a spare, or drops it, online. An
     /// added one is filled like any rebuilt disk: the group survives two failures when it is
     /// `Online`. A dropped one becomes a spare. `Ok` when the group is of that kind already.
-    fn set_raid_kind(
-        &self,
-        group: GroupNo,
-        kind: RaidKind,
-    ) -> BoxFuture<Result<(), AdminError>>;
+    fn set_raid_kind(&self, group: GroupNo, kind: RaidKind) -> BoxFuture<Result<(), AdminError>>;
     /// Starts a scrub of everything; one that runs goes on.
     fn start_scrub(&self);
     /// How the scrub stands.

@@ -222,7 +222,12 @@ impl Core {
 }
 
 /// Takes up to `count` spares with room for `stripes` stripes out of the list.
-pub(crate) fn take_spares(config: &mut Config, view: &View, count: usize, stripes: u64) -> Vec<Arc<Member>> {
+pub(crate) fn take_spares(
+    config: &mut Config,
+    view: &View,
+    count: usize,
+    stripes: u64,
+) -> Vec<Arc<Member>> {
     let mut taken = Vec::new();
     config.spares.retain(|disk| {
         let fits = view

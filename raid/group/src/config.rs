@@ -324,8 +324,7 @@ mod tests {
             state,
             progress: 0,
             pvbn_base: Pvbn::new(64),
-            twin: (n == 4)
-                .then_some(TwinConfig { disk: DiskUuid::new([6; 16]), progress: 252 }),
+            twin: (n == 4).then_some(TwinConfig { disk: DiskUuid::new([6; 16]), progress: 252 }),
         };
         let positions = BTreeMap::from([
             (ColumnNo::new(0), position(1, ColumnState::Online)),

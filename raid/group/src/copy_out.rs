@@ -90,7 +90,9 @@ impl Core {
         for member in sick.filter(|m| view.config.position_of(m.uuid).is_some()) {
             let location = &member.info.location;
             match self.begin_copy(member.uuid, None).await {
-                Ok(to) => tracing::warn!(disk = %member.uuid, %location, %to, "failing: copied out"),
+                Ok(to) => {
+                    tracing::warn!(disk = %member.uuid, %location, %to, "failing: copied out")
+                }
                 Err(error) => {
                     tracing::warn!(disk = %member.uuid, %location, %error, "failing, not copied");
                 }

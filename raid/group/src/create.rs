@@ -242,8 +242,7 @@ pub(crate) fn add_group(
             let behind = u16::try_from(i + parity - disks.len()).unwrap_or(0);
             (p - 1 + behind, Pvbn::new(0))
         };
-        let position =
-            Position::online(*disk, pvbn_base);
+        let position = Position::online(*disk, pvbn_base);
         positions.insert(ColumnNo::new(column), position);
     }
     let next = config.groups.keys().next_back().map_or(0, |g| g.get() + 1);

@@ -50,10 +50,10 @@ mod write;
 use cairn_units::{ColumnNo, DiskUuid, GroupNo};
 
 pub use crate::aggregate::{RaidAggregate, probe};
-pub use cairn_raid_api::RaidKind;
 pub use crate::create::{CreateError, CreateOptions};
 pub use crate::label::{Identity, Probe, Role};
 pub use crate::open::{OpenError, OpenOptions, Opener, RefuseReason, Refused};
+pub use cairn_raid_api::RaidKind;
 
 /// Events kept for who asks.
 pub(crate) const EVENTS_MAX: usize = 256;

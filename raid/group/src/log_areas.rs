@@ -189,7 +189,8 @@ impl LogStore for LogAreas {
         blocks: Vec<Block>,
     ) -> BoxFuture<Result<(), LogAreaError>> {
         let outside = self.place(area, at, blocks.len()).err();
-        let (core, log) = (self.core.clone(), Self { core: self.core.clone(), blocks: self.blocks });
+        let (core, log) =
+            (self.core.clone(), Self { core: self.core.clone(), blocks: self.blocks });
         Box::pin(async move {
             if let Some(error) = outside {
                 return Err(error);

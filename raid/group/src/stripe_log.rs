@@ -20,9 +20,8 @@ use cairn_units::{AggregateUuid, Dbn, DiskUuid, GroupNo};
 use crate::core::{Core, count};
 use crate::member::Member;
 use crate::ondisk::{
-    ENTRY_RECORDS_MAX, LogEntryV1, MAGIC_ENTRY, RECORD_PARTIAL, RECORD_REST_ZERO, RECORD_TWIN_FRESH,
-    StripeRecordV1,
-    blank, open, seal,
+    ENTRY_RECORDS_MAX, LogEntryV1, MAGIC_ENTRY, RECORD_PARTIAL, RECORD_REST_ZERO,
+    RECORD_TWIN_FRESH, StripeRecordV1, blank, open, seal,
 };
 use crate::tools::{join_all, lock};
 use crate::view::View;

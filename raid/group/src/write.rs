@@ -188,7 +188,8 @@ impl Core {
         regions: &[u64],
     ) {
         for (i, slot) in group.slots.iter().enumerate() {
-            let mute = |member: &&Arc<Member>| regions.iter().any(|r| !stamps.has(i, *r, member.uuid));
+            let mute =
+                |member: &&Arc<Member>| regions.iter().any(|r| !stamps.has(i, *r, member.uuid));
             let disk = slot.writable().filter(mute);
             let twin = slot.twin().map(|t| &t.member).filter(mute);
             for member in disk.into_iter().chain(twin) {

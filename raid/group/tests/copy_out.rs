@@ -484,8 +484,8 @@ fn crash_story(seed: u64) -> bool {
     }
     assert!(bench.cp(50));
     let has_spare = bench.agg().disks().iter().any(|d| d.role == DiskRole::Spare);
-    let missing = bench.agg().disks().iter().any(|d| d.state == ColumnState::Missing
-        && d.position.is_some());
+    let missing =
+        bench.agg().disks().iter().any(|d| d.state == ColumnState::Missing && d.position.is_some());
     if missing && !has_spare {
         bench.verify();
         return resumed;
