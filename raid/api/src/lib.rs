@@ -385,11 +385,11 @@ pub enum DiskRole {
 pub struct DiskStatus {
     /// Identity, from the label.
     pub disk: DiskUuid,
-    /// Where it is attached; empty when it is missing.
+    /// Where it is attached; `was` and the end of where it was when it is gone.
     pub location: String,
     /// Kind of medium, in words.
     pub class: String,
-    /// Size.
+    /// Size, also of one that is gone; 0: not known.
     pub blocks: Blocks,
     /// What it does.
     pub role: DiskRole,

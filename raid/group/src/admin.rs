@@ -255,14 +255,17 @@ fn spare_layout(view: &View, disk: &Arc<dyn Disk>, location: &str) -> Result<Lay
 }
 
 fn status_of(view: &View, member: Option<&Member>, disk: Option<DiskUuid>) -> DiskStatus {
-    let _view = view;
+    // What is gone is shown as it was when it was here last.
+    let known = disk.and_then(|d| view.config.known.get(&d));
+    let was = known.map(|k| format!("was {}", k.location)).unwrap_or_default();
+    let size = known.map_or(0, |k| k.blocks);
     let counters = member.map(|m| m.disk.counters()).unwrap_or_default();
     let checksum_errors = member.map_or(0, |m| m.checksum_errors.load(Ordering::Relaxed));
     DiskStatus {
         disk: disk.unwrap_or_default(),
-        location: member.map_or_else(String::new, |m| m.info.location.clone()),
+        location: member.map_or(was, |m| m.info.location.clone()),
         class: member.map_or_else(String::new, |m| class_name(m.info.class).to_owned()),
-        blocks: member.map_or(Blocks::new(0), |m| m.info.blocks),
+        blocks: member.map_or(Blocks::new(size), |m| m.info.blocks),
         role: DiskRole::Spare,
         position: None,
         state: if member.is_some_and(|m| !m.is_dead()) {

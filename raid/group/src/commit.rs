@@ -129,7 +129,7 @@ impl Core {
         let next = {
             let mut root = lock(&self.root);
             root.sequence += 1;
-            let slot = match root.slot {
+            let slot = match root.committed.as_ref().map(|r| r.slot) {
                 Some(0) => 1,
                 _ => 0,
             };
@@ -172,8 +172,8 @@ impl Core {
             return Err(WriteError::RootNotWritten { written, disks });
         }
         let mut root = lock(&self.root);
-        root.slot = Some(next.slot);
-        root.record = Some(next.record);
+        root.record = Some(next.record.clone());
+        root.committed = Some(next);
         Ok(())
     }
 }

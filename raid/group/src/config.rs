@@ -76,8 +76,43 @@ pub(crate) struct Config {
     pub log_disks: Vec<DiskUuid>,
     /// Taken out; their data is stale.
     pub failed: Vec<DiskUuid>,
+    /// What was known of the disks when they were here last.
+    pub known: BTreeMap<DiskUuid, Known>,
 }
 
+/// A disk that may be gone, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub blocks: u64,
+    /// The end of its location, as much as a record holds.
+    pub location: String,
+}
+
+impl Known {
+    pub(crate) fn new(blocks: u64, location: &str) -> Self {
+        let from = location.len().saturating_sub(LOCATION_BYTES);
+        let from = (from..=location.len()).find(|i| location.is_char_boundary(*i));
+        let tail = from.and_then(|i| location.get(i..)).unwrap_or_default();
+        Self { blocks, location: tail.to_owned() }
+    }
+
+    fn store(&self, record: &mut DiskRecordV1) {
+        record.blocks = self.blocks.into();
+        for (to, from) in record.location.iter_mut().zip(self.location.bytes()) {
+            *to = from;
+        }
+    }
+
+    fn load(record: &DiskRecordV1) -> Option<Self> {
+        let end = record.location.iter().position(|b| *b == 0).unwrap_or(LOCATION_BYTES);
+        let location = String::from_utf8_lossy(&record.location[..end]).into_owned();
+        let blocks = record.blocks.get();
+        (blocks != 0).then_some(Self { blocks, location })
+    }
+}
+
+/// Bytes of a location that a record holds.
+const LOCATION_BYTES: usize = 16;
 const ROLE_DATA: u8 = 1;
 const ROLE_ROW: u8 = 2;
 const ROLE_DIAGONAL: u8 = 3;
@@ -141,7 +176,10 @@ impl Config {
             content.extend_from_slice(group_record(*group, config).as_bytes());
         }
         let mut disks = 0u16;
-        let mut add = |record: DiskRecordV1| {
+        let mut add = |mut record: DiskRecordV1| {
+            if let Some(known) = self.known.get(&DiskUuid::new(record.disk)) {
+                known.store(&mut record);
+            }
             content.extend_from_slice(record.as_bytes());
             disks += 1;
         };
@@ -204,6 +242,7 @@ impl Config {
             spares: Vec::new(),
             log_disks: Vec::new(),
             failed: Vec::new(),
+            known: BTreeMap::new(),
         };
         let (group_bytes, disk_bytes) = content.split_at(groups * 64);
         for bytes in group_bytes.chunks_exact(64) {
@@ -232,6 +271,7 @@ impl Config {
 
     fn take_disk(&mut self, record: &DiskRecordV1) -> Option<()> {
         let disk = DiskUuid::new(record.disk);
+        self.known.extend(Known::load(record).map(|known| (disk, known)));
         match record.role {
             ROLE_SPARE => self.spares.push(disk),
             ROLE_LOG => self.log_disks.push(disk),
@@ -341,6 +381,10 @@ mod tests {
             spares: vec![DiskUuid::new([7; 16])],
             log_disks: vec![],
             failed: vec![DiskUuid::new([8; 16])],
+            known: BTreeMap::from([
+                (DiskUuid::new([8; 16]), Known::new(77, "/dev/disk/by-id/x-WD-1234567890a")),
+                (DiskUuid::new([1; 16]), Known::new(5, "/dev/sdb")),
+            ]),
         }
     }
 
@@ -351,6 +395,14 @@ mod tests {
         assert_eq!(Config::decode(&blocks), Some(config));
         blocks[1].make_mut()[70] ^= 4;
         assert_eq!(Config::decode(&blocks), None);
+    }
+
+    #[test]
+    fn the_end_of_a_location_is_kept_as_whole_letters() {
+        assert_eq!(Known::new(1, "/dev/sdb").location, "/dev/sdb");
+        assert_eq!(Known::new(1, "/tmp/cairn-demo/disk-03.img").location, "demo/disk-03.img");
+        // The sixteenth byte from the end is the second half of a letter.
+        assert_eq!(Known::new(1, "/a\u{e4}123456789012345").location, "123456789012345");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use cairn_raid_disk::{DiskError, REQUEST_BLOCKS_MAX};
 use cairn_sys::{Block, BoxFuture, World, mutant};
 use cairn_units::{Dbn, DiskUuid, GroupNo};
 
+use crate::commit::RootSlot;
 use crate::member::Member;
 use crate::ondisk::StampV1;
 use crate::open::Opener;
@@ -62,8 +63,8 @@ pub(crate) struct RootState {
     pub record: Option<RootRecord>,
     /// Sequence of the last slot written, committed or not.
     pub sequence: u64,
-    /// Slot that holds the committed root.
-    pub slot: Option<u8>,
+    /// The committed root, as it lies in its slot.
+    pub committed: Option<RootSlot>,
 }
 
 /// State that belongs to the flush interval; held exclusively by a flush, shared by whoever

@@ -12,7 +12,7 @@ use cairn_raid_disk::{Disk, DiskError};
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{AggregateUuid, Blocks, ColumnNo, DiskUuid, GroupNo, Pvbn};
 
-use crate::config::{Config, GroupConfig, Position};
+use crate::config::{Config, GroupConfig, Known, Position};
 use crate::failure::identity_of;
 use crate::label::{Probe, label_block, read_label};
 use crate::layout::{LABEL_AT, Layout, default_log_blocks, default_stripe_log_blocks};
@@ -202,6 +202,7 @@ fn plan(
         spares: Vec::new(),
         log_disks: planned[disks..].iter().map(|p| p.uuid).collect(),
         failed: Vec::new(),
+        known: planned.iter().map(|p| (p.uuid, known(&p.disk))).collect(),
     };
     let mut rest = &planned[..disks];
     let mut left = members;
@@ -222,6 +223,11 @@ fn plan(
         return Err(CreateError::TooWide { columns: disks, most: CONFIG_RECORDS_MAX });
     }
     Ok(config)
+}
+
+fn known(disk: &Arc<dyn Disk>) -> Known {
+    let info = disk.info();
+    Known::new(info.blocks.get(), &info.location)
 }
 
 /// Adds a group on the disks given: data columns first, parity on the last ones.

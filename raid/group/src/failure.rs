@@ -16,7 +16,7 @@ use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::{ColumnNo, DiskUuid, GroupNo};
 
 use crate::Event;
-use crate::config::Config;
+use crate::config::{Config, Known};
 use crate::core::Core;
 use crate::label::{Identity, Role, label_block};
 use crate::member::Member;
@@ -82,6 +82,13 @@ impl Core {
     pub(crate) async fn adopt(&self, mut config: Config) -> Result<(), WriteError> {
         let old = self.view();
         config.generation = old.config.generation + 1;
+        for member in old.members.values() {
+            let known = Known::new(member.info.blocks.get(), &member.info.location);
+            config.known.insert(member.uuid, known);
+        }
+        let mut known = core::mem::take(&mut config.known);
+        known.retain(|disk, _| config.counts_on(*disk) || config.failed.contains(disk));
+        config.known = known;
         // Progress as far as it is durable is what the old configuration says; it only moves in
         // `rebuild.rs`.
         let members: BTreeMap<DiskUuid, Arc<Member>> = old

@@ -40,6 +40,7 @@ mod read;
 mod rebuild;
 mod recover;
 mod scrub;
+mod scrub_meta;
 mod stamps;
 mod stripe;
 mod stripe_log;

@@ -155,7 +155,10 @@ pub(crate) struct DiskRecordV1 {
     pub pvbn_base: U64,
     /// Stripes rebuilt so far.
     pub progress: U64,
-    pub reserved_b: [u8; 24],
+    /// Size of the disk; zero: not known.
+    pub blocks: U64,
+    /// The end of where it was attached last, zeros behind it.
+    pub location: [u8; 16],
 }
 const _: () = assert!(size_of::<DiskRecordV1>() == 64);
 

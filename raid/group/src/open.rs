@@ -319,7 +319,7 @@ async fn bring_up(
         record: newest.as_ref().map(|r| r.record.clone()),
         // Beyond what a torn slot may hold: a later tear could make it whole.
         sequence: newest.as_ref().map_or(0, |r| r.sequence) + if agree { 0 } else { 2 },
-        slot: newest.as_ref().map(|r| r.slot),
+        committed: newest.clone(),
     };
     let core = Arc::new(Core {
         world,
