@@ -192,6 +192,8 @@ impl Core {
 
     /// Everything is copied: the twin takes the place of the disk, which is out.
     pub(crate) async fn finish_copy(self: &Arc<Self>, no: GroupNo) -> Result<(), WriteError> {
+        // A disk that died just now is out first.
+        self.settle().await?;
         if !self.copy_log(no).await? {
             return Ok(());
         }

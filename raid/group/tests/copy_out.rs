@@ -287,7 +287,12 @@ fn a_disk_that_dies_under_concurrent_writes_leaves_nothing_old_on_the_spare() {
                 .into_iter()
                 .map(|tetris| {
                     let (agg, (done, answer)) = (agg.clone(), tokio::sync::oneshot::channel());
-                    let write = async move { drop(done.send(agg.write(tetris).await)) };
+                    let delay = core::time::Duration::from_micros(bench.rng.below(3000));
+                    let clock = bench.sim.world().clock;
+                    let write = async move {
+                        clock.sleep(delay).await;
+                        drop(done.send(agg.write(tetris).await));
+                    };
                     spawn.spawn("writer", Box::pin(write));
                     answer
                 })
@@ -301,11 +306,11 @@ fn a_disk_that_dies_under_concurrent_writes_leaves_nothing_old_on_the_spare() {
         }
         bench.commit().expect("no cut").expect("commit");
         disk.die();
+        bench.await_rebuild();
+        // Before reads mend what they meet.
+        bench.scrub_is_clean();
         bench.verify();
         assert!(bench.cp(40));
-        bench.await_rebuild();
-        bench.verify();
-        bench.scrub_is_clean();
         lose_all_but(&mut bench, spare);
     }
 }
@@ -477,10 +482,11 @@ fn crash_story(seed: u64) -> bool {
         bench.adopt_root();
         let progress = bench.agg().disks().into_iter().find_map(|d| d.rebuild);
         resumed |= progress.is_some_and(|(done, _)| done.get() > 16_000);
-        bench.verify();
+        // Before reads mend what they meet.
         if bench.rng.one_in(2) {
             bench.scrub_is_clean();
         }
+        bench.verify();
     }
     assert!(bench.cp(50));
     let has_spare = bench.agg().disks().iter().any(|d| d.role == DiskRole::Spare);
@@ -491,8 +497,8 @@ fn crash_story(seed: u64) -> bool {
         return resumed;
     }
     bench.await_rebuild();
-    bench.verify();
     bench.scrub_is_clean();
+    bench.verify();
     if !has_spare {
         let column = bench.agg().disks().into_iter().find(|d| d.position == old.position);
         lose_all_but(&mut bench, column.expect("position").disk);
