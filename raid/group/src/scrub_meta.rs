@@ -2,7 +2,9 @@
 //!
 //! Layer: over members; run at the beginning of a scrub. Each of them is on every disk, so a bad
 //! copy harms nobody until the others are gone too: it is written again from what is in memory,
-//! which is what the disks agreed on when the aggregate was opened. Invariants: one copy of a
+//! which is what the disks agreed on when the aggregate was opened. What a power cut may have torn
+//! (a label, the older copy of a configuration or root) is mended and not counted as damage.
+//! Invariants: one copy of a
 //! label is whole at any moment; a root slot is touched only while nobody commits, and the
 //! configuration only while nobody changes it.
 
@@ -91,7 +93,9 @@ impl Core {
                 Some([block]) if *block == right => Seen::Right,
                 // The position in it is for people and may be an old one.
                 Some([block]) if crate::label::is_of(block, member.uuid) => Seen::Behind,
-                _ => Seen::Bad,
+                // It cannot be told from one that a power cut tore.
+                Some(_) => Seen::Behind,
+                None => Seen::Bad,
             };
             self.put_right(member, at, vec![right.clone()], seen, sum).await;
         }
@@ -112,6 +116,8 @@ impl Core {
                 // The other copy is the generation before, or none.
                 Some(Some(_)) if copy != current => Seen::Right,
                 Some(None) if empty && copy != current => Seen::Right,
+                // A power cut tore it, and it was not the one that counts now.
+                Some(None) if copy != current => Seen::Behind,
                 Some(Some(found)) if found.generation < config.generation => Seen::Behind,
                 Some(None) if empty => Seen::Behind,
                 _ => Seen::Bad,
@@ -138,6 +144,8 @@ impl Core {
                     Some(None) if empty && at != slot => Seen::Right,
                     Some(Some(found)) if found.sequence < right.sequence => Seen::Behind,
                     Some(None) if empty => Seen::Behind,
+                    // A power cut tore it, and it was not the one that counted.
+                    Some(None) if at != slot => Seen::Behind,
                     _ => Seen::Bad,
                 };
                 // The other slot is written by the next commit; until then it holds nothing.

@@ -31,8 +31,17 @@ fn scrub_mends_labels_configurations_and_roots_before_the_last_copy_is_lost() {
         for (i, disk) in bench.disks.clone().iter().enumerate() {
             let at = Dbn::new(places[(i + usize::try_from(seed).expect("small")) % places.len()]);
             let spare = i == 7 && ROOTS.contains(&at.get());
-            let empty = disk.image().durable(at).iter().all(|b| *b == 0);
-            if spare || (empty && CONFIGS.contains(&at.get())) {
+            let image = disk.image();
+            let number = |at: u64| {
+                let block = image.durable(Dbn::new(at));
+                u64::from_le_bytes(block[32..40].try_into().expect("8 bytes"))
+            };
+            // What makes no sense in the copy that does not count may be what a power cut left:
+            // it is mended without a word.
+            let older =
+                |pair: [u64; 2]| pair.iter().copied().min_by_key(|at| number(*at)).expect("two");
+            let silent = [LABEL, last, older(ROOTS), older(CONFIGS)].contains(&at.get());
+            if spare {
                 continue;
             }
             match i % 3 {
@@ -40,25 +49,26 @@ fn scrub_mends_labels_configurations_and_roots_before_the_last_copy_is_lost() {
                 1 => disk.break_block(at),
                 _ => disk.scribble(at, &noise(i as u64)),
             }
-            done += 1;
+            done += u64::from(!silent || i % 3 == 1);
         }
-        assert!(done >= 5, "{done}");
+        assert!(done >= 3, "{done}");
         let status = bench.scrub();
         assert_eq!((status.damaged, status.repaired), (done, done), "seed {seed}");
         bench.scrub_is_clean();
-        // The copy that is left is the one that was mended.
-        bench.sim.power_cut();
-        for disk in &bench.disks {
-            disk.rot_block(Dbn::new(last));
+        // The label that is left is each time the one that was mended.
+        for lost in [last, LABEL] {
+            bench.sim.power_cut();
+            for disk in &bench.disks {
+                disk.rot_block(Dbn::new(lost));
+            }
+            bench.reattach();
+            bench.open().expect("open");
+            assert!(bench.agg().refused().is_empty(), "seed {seed}");
+            bench.adopt_root();
+            bench.verify();
+            assert!(bench.cp(50));
+            bench.scrub_is_clean();
         }
-        bench.reattach();
-        bench.open().expect("open");
-        assert!(bench.agg().refused().is_empty());
-        bench.adopt_root();
-        bench.verify();
-        assert!(bench.cp(50));
-        let status = bench.scrub();
-        assert_eq!((status.damaged, status.repaired), (8, 8), "seed {seed}");
     }
 }
 
