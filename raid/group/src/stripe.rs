@@ -48,6 +48,9 @@ struct Loaded {
     entry: StampsRef,
 }
 
+/// Slot and region, whether it is the twin's beside those of the slot's disk, and the stamps.
+type Placed = ((usize, u64), bool, Loaded);
+
 /// Stamps of some stripes of a group, by slot and region. A slot whose disk is gone or does not
 /// answer has none.
 #[derive(Default)]
@@ -124,7 +127,7 @@ impl Core {
         group: &GroupView,
         regions: &[u64],
     ) -> StampSet {
-        let mut futures: Vec<BoxFuture<Option<((usize, u64), bool, Loaded)>>> = Vec::new();
+        let mut futures: Vec<BoxFuture<Option<Placed>>> = Vec::new();
         for (slot, position) in group.slots.iter().enumerate() {
             let (disk, twin) = (position.writable(), position.twin().map(|t| &t.member));
             let alone = disk.is_none();

@@ -438,7 +438,7 @@ fn orders_that_make_no_sense_are_refused() {
 /// cut in recovery now and then); then everything committed is there, and the copy is finished.
 fn crash_story(seed: u64) -> bool {
     // Large enough for a durable mark, which passes everything that is written.
-    let blocks = if seed % 3 == 0 { DISK_BLOCKS } else { 24_576 };
+    let blocks = if seed.is_multiple_of(3) { DISK_BLOCKS } else { 24_576 };
     let mut bench = filled(seed, Shape { blocks, ..shape(seed) });
     bench.stripes = 900;
     let old = member(&mut bench);

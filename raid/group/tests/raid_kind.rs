@@ -212,7 +212,7 @@ fn a_spare_lost_while_it_becomes_the_diagonal_leaves_a_group_that_goes_on() {
 /// Changes of kind under consistency points, the power cut somewhere; a disk vanishes with it now
 /// and then; open (with a cut in recovery now and then); everything committed is there.
 fn crash_story(seed: u64) {
-    let blocks = if seed % 3 == 0 { DISK_BLOCKS } else { 24_576 };
+    let blocks = if seed.is_multiple_of(3) { DISK_BLOCKS } else { 24_576 };
     let shape = if seed % 2 == 0 { raid4(2) } else { Shape { disks: 7, spares: 1, ..Shape::dp() } };
     let mut bench = filled(seed, Shape { blocks, ..shape });
     bench.stripes = 900;
