@@ -225,6 +225,16 @@ pub enum Disk {
         #[command(flatten)]
         follow: Follow,
     },
+    /// Copy a disk that still serves to a spare, which takes its place
+    Replace {
+        /// Identity, or where it is attached
+        disk: String,
+        /// The spare [default: one that fits]
+        #[arg(long, value_name = "SPARE")]
+        with: Option<String>,
+        #[command(flatten)]
+        follow: Follow,
+    },
     /// Take a disk out; a spare is rebuilt in its place
     Fail {
         /// Identity, or where it is attached
@@ -251,6 +261,18 @@ pub enum Aggregate {
     AddGroup {
         /// Disks in it, parity included
         disks: u16,
+        #[command(flatten)]
+        follow: Follow,
+    },
+    /// Make the RAID groups RAID-DP, with a spare for each, or RAID-4
+    RaidType {
+        /// Identity of the aggregate, or its beginning
+        aggregate: String,
+        /// What they are to be
+        raid: Raid,
+        /// Only this group
+        #[arg(long)]
+        group: Option<u16>,
         #[command(flatten)]
         follow: Follow,
     },

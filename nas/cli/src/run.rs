@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use cairn_mhost::api::{
-    AggregateView, CheckStart, CheckView, CounterView, DiskAdd, DiskView, ExplainView,
-    ExportChange, ExportView, GroupAdd, JobView, ScrubView, StatusView, VolumeChange, VolumeCreate,
-    VolumeView,
+    AggregateView, CheckStart, CheckView, CounterView, DiskAdd, DiskReplace, DiskView, ExplainView,
+    ExportChange, ExportView, GroupAdd, JobView, RaidTypeChange, ScrubView, StatusView,
+    VolumeChange, VolumeCreate, VolumeView,
 };
 use cairn_mhost::model::{ExportRule, ScrubSchedule};
 use clap::CommandFactory;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::args::{
-    Aggregate, Args, Check, Command, Disk, Export, Follow, Job, Scrub, Target, Volume,
+    Aggregate, Args, Check, Command, Disk, Export, Follow, Job, Raid, Scrub, Target, Volume,
 };
 use crate::client::{Client, ClientError, quoted};
 use crate::table;
@@ -85,6 +85,12 @@ impl Session {
                 let body = DiskAdd { locations: whole?.iter().map(text).collect() };
                 self.begin("POST", "disks", &body, follow)
             }
+            Disk::Replace { disk, with, follow } => {
+                let uuid = self.disk_by_name(&disk)?;
+                let with = with.map(|w| self.disk_by_name(&w)).transpose()?;
+                let path = format!("disks/{}/replace", quoted(&uuid));
+                self.begin("POST", &path, &DiskReplace { with }, follow)
+            }
             Disk::Fail { disk, follow } => {
                 let uuid = self.disk_by_name(&disk)?;
                 self.order("POST", &format!("disks/{}/fail", quoted(&uuid)), follow)
@@ -124,12 +130,49 @@ impl Session {
             Aggregate::AddGroup { disks, follow } => {
                 self.begin("POST", "aggregates/groups", &GroupAdd { disks }, follow)
             }
+            Aggregate::RaidType { aggregate, raid, group, follow } => {
+                self.raid_type(&aggregate, raid, group, follow)
+            }
             Aggregate::Cp => {
                 let path = "/api/v1/aggregates/consistency-point";
                 self.client.request("POST", path, b"")?;
                 print(if self.json { "{}\n" } else { "consistency point committed\n" })
             }
         }
+    }
+
+    /// Changes the groups one after the other: two jobs about the aggregate do not run at once.
+    fn raid_type(&self, name: &str, raid: Raid, only: Option<u16>, wait: Follow) -> Done {
+        let all: Vec<AggregateView> = self.client.get("aggregates")?;
+        let Some(aggregate) = all.iter().find(|a| !name.is_empty() && a.uuid.starts_with(name))
+        else {
+            return Err(ClientError::Usage(format!(
+                "no such aggregate: {name}; `cairn aggregate show` shows its identity"
+            )));
+        };
+        let raid = match raid {
+            Raid::Raid4 => "raid4",
+            Raid::RaidDp => "raid_dp",
+        };
+        let wanted = |g: u16| only.is_none_or(|o| o == g);
+        let groups: Vec<_> = aggregate.groups.iter().filter(|g| wanted(g.group)).collect();
+        if groups.is_empty() {
+            return Err(ClientError::Usage(
+                "no such group; `cairn aggregate show` shows the groups".to_owned(),
+            ));
+        }
+        if wait.no_wait && groups.len() > 1 {
+            return Err(ClientError::Usage(
+                "several groups are changed one after the other: name one with --group, or leave \
+                 out --no-wait"
+                    .to_owned(),
+            ));
+        }
+        for group in groups {
+            let path = format!("aggregates/groups/{}/raid-type", group.group);
+            self.begin("PUT", &path, &RaidTypeChange { raid: raid.to_owned() }, wait)?;
+        }
+        Ok(())
     }
 
     fn volume(&self, command: Volume) -> Done {

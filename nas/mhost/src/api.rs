@@ -215,6 +215,23 @@ pub struct DiskAdd {
     pub locations: Vec<String>,
 }
 
+/// A disk to replace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskReplace {
+    /// Identity of the spare; any that fits when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<String>,
+}
+
+/// What a RAID group is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RaidTypeChange {
+    /// `raid4` or `raid_dp`.
+    pub raid: String,
+}
+
 /// A RAID group to form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

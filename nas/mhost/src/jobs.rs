@@ -68,6 +68,20 @@ pub enum JobKind {
         /// Identity of the disk.
         disk: String,
     },
+    /// Copies a disk that still serves to a spare, which takes its place.
+    DiskReplace {
+        /// Identity of the disk.
+        disk: String,
+        /// Identity of the spare; empty: any that fits.
+        with: String,
+    },
+    /// Adds diagonal parity to a RAID group, or drops it.
+    GroupKind {
+        /// Which.
+        group: u16,
+        /// "raid4" or "raid_dp".
+        raid: String,
+    },
     /// Widens a RAID group.
     GroupGrow {
         /// Which.
@@ -107,6 +121,10 @@ impl JobKind {
             Self::VolumeRename { .. } => &["rename volume", "record"],
             Self::DiskAdd { .. } => &["attach", "remember"],
             Self::DiskFail { .. } => &["take out", "rebuild"],
+            Self::DiskReplace { .. } => &["begin", "copy"],
+            Self::GroupKind { .. } => {
+                &["consistency point", "change group", "rebuild", "consistency point"]
+            }
             Self::GroupGrow { .. } => &["grow group"],
             Self::GroupAdd { .. } => &["form group"],
             Self::Scrub => &["check blocks"],
@@ -124,6 +142,8 @@ impl JobKind {
             Self::VolumeRename { from, to, .. } => format!("rename volume {from} to {to}"),
             Self::DiskAdd { locations } => format!("add disks {}", locations.join(", ")),
             Self::DiskFail { disk } => format!("take disk {disk} out"),
+            Self::DiskReplace { disk, .. } => format!("copy disk {disk} to a spare"),
+            Self::GroupKind { group, raid } => format!("make RAID group {group} {raid}"),
             Self::GroupGrow { group, .. } => format!("grow RAID group {group}"),
             Self::GroupAdd { disks, .. } => format!("form a RAID group of {disks} disks"),
             Self::Scrub => "scrub".to_owned(),
@@ -143,10 +163,11 @@ impl JobKind {
             | Self::VolumeDelete { fsid, .. }
             | Self::VolumeResize { fsid, .. }
             | Self::VolumeRename { fsid, .. } => format!("volume {fsid}"),
-            Self::DiskFail { disk } => format!("disk {disk}"),
-            Self::DiskAdd { .. } | Self::GroupGrow { .. } | Self::GroupAdd { .. } => {
-                "the aggregate".to_owned()
-            }
+            Self::DiskFail { disk } | Self::DiskReplace { disk, .. } => format!("disk {disk}"),
+            Self::DiskAdd { .. }
+            | Self::GroupKind { .. }
+            | Self::GroupGrow { .. }
+            | Self::GroupAdd { .. } => "the aggregate".to_owned(),
             Self::Scrub => "the scrub".to_owned(),
             Self::Check { .. } => "the check".to_owned(),
             Self::Rebuild => "the rebuild".to_owned(),

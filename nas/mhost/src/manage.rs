@@ -5,7 +5,10 @@ use std::sync::Arc;
 use cairn_cf::Manage;
 use cairn_units::GroupNo;
 
-use crate::api::{CheckStart, DiskAdd, ExportChange, GroupAdd, VolumeChange, VolumeCreate};
+use crate::api::{
+    CheckStart, DiskAdd, DiskReplace, ExportChange, GroupAdd, RaidTypeChange, VolumeChange,
+    VolumeCreate,
+};
 use crate::db::{Table, Tx, number_key};
 use crate::error::ApiError;
 use crate::jobs::{Job, JobKind};
@@ -221,6 +224,53 @@ impl MHost {
             ));
         }
         self.submit(|_| Ok(JobKind::DiskFail { disk: uuid.to_string() }))
+    }
+
+    /// Copies a disk that still serves to a spare, which takes its place.
+    ///
+    /// # Errors
+    /// 400, 404, 409.
+    pub async fn replace_disk(
+        self: &Arc<Self>,
+        disk: &str,
+        request: DiskReplace,
+    ) -> Result<Job, ApiError> {
+        let uuid = parse_disk(disk)?;
+        let with = request.with.as_deref().map(parse_disk).transpose()?;
+        let there = self.disk_reports().await?;
+        let wanted = core::iter::once(uuid).chain(with);
+        for wanted in wanted {
+            if !there.iter().any(|d| d.disk == wanted) {
+                return Err(ApiError::missing(
+                    format!("no such disk: {wanted}"),
+                    "`cairn disk list` shows the disks",
+                ));
+            }
+        }
+        let (disk, with) = (uuid.to_string(), with.map(|w| w.to_string()).unwrap_or_default());
+        self.submit(|_| Ok(JobKind::DiskReplace { disk, with }))
+    }
+
+    /// Makes a group RAID-4 or RAID-DP.
+    ///
+    /// # Errors
+    /// 400, 404, 409.
+    pub async fn set_raid_type(
+        self: &Arc<Self>,
+        group: u16,
+        request: RaidTypeChange,
+    ) -> Result<Job, ApiError> {
+        let status = self.aggregate_status().await?;
+        if !status.groups.iter().any(|g| g.group == GroupNo::new(group)) {
+            return Err(no_such_group(group));
+        }
+        if !matches!(request.raid.as_str(), "raid4" | "raid_dp") {
+            return Err(ApiError::bad(
+                format!("no such RAID type: {}", request.raid),
+                "say raid4 or raid_dp",
+            ));
+        }
+        self.submit(|_| Ok(JobKind::GroupKind { group, raid: request.raid }))
     }
 
     /// Widens a group by one data disk.

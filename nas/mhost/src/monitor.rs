@@ -39,7 +39,15 @@ impl MHost {
     /// One look.
     pub(crate) async fn look(self: &Arc<Self>) -> Result<(), ApiError> {
         let rebuilding = self.disk_reports().await?.iter().any(|d| d.rebuild.is_some());
-        let shown = self.runs(|w| matches!(w, JobKind::Rebuild | JobKind::DiskFail { .. }))?;
+        let shown = self.runs(|w| {
+            matches!(
+                w,
+                JobKind::Rebuild
+                    | JobKind::DiskFail { .. }
+                    | JobKind::DiskReplace { .. }
+                    | JobKind::GroupKind { .. }
+            )
+        })?;
         if rebuilding && !shown {
             self.submit(|_| Ok(JobKind::Rebuild))?;
         }

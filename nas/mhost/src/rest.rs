@@ -129,9 +129,11 @@ pub fn router(mhost: Arc<MHost>, token: Token, metrics: MetricsAccess) -> Router
         .route("/status", get(handlers::status))
         .route("/disks", get(handlers::disks).post(handlers::add_disks))
         .route("/disks/{disk}/fail", post(handlers::fail_disk))
+        .route("/disks/{disk}/replace", post(handlers::replace_disk))
         .route("/aggregates", get(handlers::aggregates))
         .route("/aggregates/groups", post(handlers::add_group))
         .route("/aggregates/groups/{group}/grow", post(handlers::grow_group))
+        .route("/aggregates/groups/{group}/raid-type", put(handlers::set_raid_type))
         .route("/aggregates/consistency-point", post(handlers::consistency_point))
         .route("/volumes", get(handlers::volumes).post(handlers::create_volume))
         .route(

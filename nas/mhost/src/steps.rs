@@ -88,6 +88,18 @@ impl MHost {
                 0 => self.take_out(disk).await,
                 _ => self.watch_rebuild(job.id).await,
             },
+            JobKind::DiskReplace { disk, with } => match job.step {
+                0 => self.begin_copy(disk, with).await,
+                _ => self.watch_copy(job.id, disk).await,
+            },
+            JobKind::GroupKind { group, raid } => match job.step {
+                0 | 3 => self.done(Manage::ConsistencyPoint).await,
+                1 => {
+                    let (group, kind) = (GroupNo::new(*group), raid.clone());
+                    self.done(Manage::GroupKind { group, kind }).await
+                }
+                _ => self.watch_rebuild(job.id).await,
+            },
             JobKind::GroupGrow { group, data_disks } => self.grow(*group, *data_disks).await,
             JobKind::GroupAdd { disks, groups } => self.form_group(*disks, *groups).await,
             JobKind::Scrub => self.scrub(job.id).await,
@@ -195,6 +207,47 @@ impl MHost {
             return Ok("out already".to_owned());
         }
         self.done(Manage::DiskFail { disk: uuid }).await
+    }
+
+    async fn begin_copy(&self, disk: &str, with: &str) -> Result<String, ApiError> {
+        let uuid = parse_disk(disk)?;
+        let with = if with.is_empty() { None } else { Some(parse_disk(with)?) };
+        let there = self.disk_reports().await?;
+        if there.iter().any(|d| d.disk == uuid && d.role == "failed") {
+            return Ok("out already".to_owned());
+        }
+        match self.manage(Manage::DiskReplace { disk: uuid, with }).await? {
+            Managed::DisksAdded(spares) => {
+                let spares: Vec<String> = spares.iter().map(DiskUuid::to_string).collect();
+                Ok(format!("copied to {}", spares.join(", ")))
+            }
+            _ => Err(ApiError::unexpected()),
+        }
+    }
+
+    /// Waits until the disk is out: its copy is whole, or is being rebuilt from where it stood.
+    async fn watch_copy(&self, job: u64, disk: &str) -> Result<String, ApiError> {
+        let uuid = parse_disk(disk)?;
+        loop {
+            let disks = self.disk_reports().await?;
+            let old = disks.iter().find(|d| d.disk == uuid).filter(|d| d.role != "failed");
+            let Some(old) = old else {
+                let rebuilding = disks.iter().any(|d| d.state == "rebuilding");
+                return match rebuilding {
+                    true => self.watch_rebuild(job).await,
+                    false => Ok(format!("{disk} is out and may be pulled")),
+                };
+            };
+            let copy = disks.iter().find(|d| d.role == "copy" && d.position == old.position);
+            let Some((done, total)) = copy.and_then(|d| d.rebuild) else {
+                return Err(ApiError::conflict(
+                    format!("the spare failed; {disk} is where it was and still serves"),
+                    "add a disk (`cairn disk add`) and give the order again",
+                ));
+            };
+            self.set_progress(job, Progress { done, total, unit: "stripes".to_owned() });
+            self.world.clock.sleep(WATCH_INTERVAL).await;
+        }
     }
 
     async fn watch_rebuild(&self, job: u64) -> Result<String, ApiError> {

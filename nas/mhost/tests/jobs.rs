@@ -7,7 +7,9 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cairn_mhost::api::{DiskAdd, GroupAdd, VolumeChange, VolumeCreate};
+use cairn_mhost::api::{
+    DiskAdd, DiskReplace, GroupAdd, RaidTypeChange, VolumeChange, VolumeCreate,
+};
 use cairn_mhost::jobs::{Job, JobState};
 use cairn_mhost::model::{ExportRule, RuleSquash};
 use cairn_mhost::{ApiError, MHost};
@@ -39,6 +41,8 @@ enum Order {
     Rename,
     AddDisk,
     FailDisk,
+    ReplaceDisk,
+    RaidType,
     Grow,
     AddGroup,
     Scrub,
@@ -54,6 +58,13 @@ async fn submit(mhost: &Arc<MHost>, order: Order) -> Result<Job, ApiError> {
         Order::Rename => mhost.change_volume("old", change(None, Some("other"))),
         Order::AddDisk => mhost.add_disks(DiskAdd { locations: vec!["/dev/fake9".to_owned()] }),
         Order::FailDisk => mhost.fail_disk(&DiskUuid::new([1; 16]).to_string()).await,
+        Order::ReplaceDisk => {
+            let with = Some(DiskUuid::new([4; 16]).to_string());
+            mhost.replace_disk(&DiskUuid::new([1; 16]).to_string(), DiskReplace { with }).await
+        }
+        Order::RaidType => {
+            mhost.set_raid_type(0, RaidTypeChange { raid: "raid_dp".to_owned() }).await
+        }
         Order::Grow => mhost.grow_group(0).await,
         Order::AddGroup => mhost.add_group(GroupAdd { disks: 3 }).await,
         Order::Scrub => mhost.start_scrub(),
@@ -66,7 +77,7 @@ async fn picture(mhost: &MHost, node: &FakeNode, table: &common::Published) -> S
     let disks: Vec<String> = {
         let all = node.disks.lock().unwrap();
         let lines = all.disks.iter().map(|d| format!("{} {} {:?}", d.location, d.role, d.rebuild));
-        lines.chain([format!("groups {:?}", all.groups)]).collect()
+        lines.chain([format!("groups {:?} {}", all.groups, all.kind)]).collect()
     };
     let shown: Vec<String> = table
         .lock()
@@ -127,6 +138,8 @@ fn job_killed_at_any_order_to_the_storage_ends_as_if_nothing_had_happened() {
         Order::Rename,
         Order::AddDisk,
         Order::FailDisk,
+        Order::ReplaceDisk,
+        Order::RaidType,
         Order::Grow,
         Order::AddGroup,
         Order::Scrub,
@@ -164,6 +177,33 @@ fn refused_job_leaves_nothing_behind_and_says_what_to_do() {
     });
     let db = cairn_mhost::db::Db::open(&dir.0.join("config.redb")).unwrap();
     assert_eq!(MHost::added_disks(&db).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn replace_orders_that_make_no_sense_are_refused_and_a_finished_one_names_the_disk() {
+    let dir = TempDir::new("replace");
+    run(async |world| {
+        let node = FakeNode::new(&world);
+        let (mhost, _) = start(&dir, &world, &node).await;
+        let disk = |n: u8| DiskUuid::new([n; 16]).to_string();
+        let with = |n: u8| DiskReplace { with: Some(disk(n)) };
+        let status = |result: Result<Job, ApiError>| result.unwrap_err().status;
+        assert_eq!(status(mhost.replace_disk("rubbish", DiskReplace::default()).await), 400);
+        assert_eq!(status(mhost.replace_disk(&disk(9), DiskReplace::default()).await), 404);
+        assert_eq!(status(mhost.replace_disk(&disk(1), with(9)).await), 404);
+        let raid = |raid: &str| RaidTypeChange { raid: raid.to_owned() };
+        assert_eq!(status(mhost.set_raid_type(0, raid("raid5")).await), 400);
+        assert_eq!(status(mhost.set_raid_type(7, raid("raid4")).await), 404);
+        let job = mhost.replace_disk(&disk(1), with(2)).await.unwrap();
+        let ended = mhost.wait_job(job.id).await.unwrap();
+        assert_eq!((ended.state, ended.message.as_str()), (JobState::Failed, "no spare"));
+        let job = mhost.replace_disk(&disk(1), DiskReplace::default()).await.unwrap();
+        let ended = mhost.wait_job(job.id).await.unwrap();
+        assert_eq!(ended.state, JobState::Done);
+        assert!(ended.message.contains("may be pulled"), "{}", ended.message);
+        let roles = node.disks.lock().unwrap().disks.iter().map(|d| d.role).collect::<Vec<_>>();
+        assert_eq!(roles, ["failed", "data", "row parity", "data"]);
+    });
 }
 
 #[test]

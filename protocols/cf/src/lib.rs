@@ -60,6 +60,10 @@ pub enum Manage {
     DiskAdd { locations: Vec<String> },
     /// Takes a disk out.
     DiskFail { disk: DiskUuid },
+    /// Begins to copy a disk that still serves to a spare, which then takes its place.
+    DiskReplace { disk: DiskUuid, with: Option<DiskUuid> },
+    /// Makes a group "raid4" or "raid_dp".
+    GroupKind { group: GroupNo, kind: String },
     /// Widens a group by one data disk.
     GroupGrow { group: GroupNo },
     /// Forms a new group of spares.
@@ -96,7 +100,7 @@ pub enum Managed {
     Aggregate(AggregateStatus),
     /// DiskList.
     Disks(Vec<DiskReport>),
-    /// DiskAdd, GroupGrow: the disks concerned.
+    /// DiskAdd, DiskReplace, GroupGrow: the disks concerned.
     DisksAdded(Vec<DiskUuid>),
     /// GroupAdd.
     GroupAdded(GroupNo),
@@ -155,7 +159,7 @@ pub struct GroupReport {
     pub kind: String,
     /// Data disks.
     pub data_disks: u16,
-    /// "normal", "degraded", "rebuilding", "failed".
+    /// "normal", "copying", "degraded", "rebuilding", "failed".
     pub state: String,
     /// Size in bytes.
     pub size_bytes: u64,
@@ -172,13 +176,14 @@ pub struct DiskReport {
     pub class: String,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// "data", "row parity", "diagonal parity", "spare", "failed", "log".
+    /// "data", "row parity", "diagonal parity", "spare", "failed", "log"; "copy": it is about to
+    /// take the place of the disk at its position.
     pub role: String,
     /// Group and column, unless it is in none.
     pub position: Option<(GroupNo, u16)>,
-    /// "online", "rebuilding", "missing".
+    /// "online", "rebuilding", "copying", "missing".
     pub state: String,
-    /// Rebuild progress in stripes (done, all).
+    /// Rebuild or copy progress in stripes (done, all).
     pub rebuild: Option<(u64, u64)>,
     /// Read requests, blocks read, write requests, blocks written, flushes, errors.
     pub counters: [u64; 6],

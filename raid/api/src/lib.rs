@@ -123,6 +123,25 @@ pub enum ColumnState {
     Missing,
 }
 
+/// How a group protects its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RaidKind {
+    /// One disk of row parity.
+    Raid4,
+    /// Row and diagonal parity: any two disks may be lost.
+    RaidDp,
+}
+
+impl RaidKind {
+    /// Disks that may be lost.
+    pub fn parity(self) -> u16 {
+        match self {
+            Self::Raid4 => 1,
+            Self::RaidDp => 2,
+        }
+    }
+}
+
 /// One data column of a group: a run of PVBNs that lies on one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataColumn {
@@ -357,6 +376,8 @@ pub enum DiskRole {
     Failed,
     /// Holds nothing but the log.
     Log,
+    /// Another disk is being copied to it, whose place it takes then.
+    Copy,
 }
 
 /// One disk, for status.
@@ -364,11 +385,11 @@ pub enum DiskRole {
 pub struct DiskStatus {
     /// Identity, from the label.
     pub disk: DiskUuid,
-    /// Where it is attached; empty when it is missing.
+    /// Where it is attached; `was` and the end of where it was when it is gone.
     pub location: String,
     /// Kind of medium, in words.
     pub class: String,
-    /// Size.
+    /// Size, also of one that is gone; 0: not known.
     pub blocks: Blocks,
     /// What it does.
     pub role: DiskRole,
@@ -376,7 +397,7 @@ pub struct DiskStatus {
     pub position: Option<(GroupNo, ColumnNo)>,
     /// State of that position.
     pub state: ColumnState,
-    /// Rebuild progress in stripes done of all, while `Rebuilding`.
+    /// Rebuild or copy progress in stripes done of all, while `Rebuilding`.
     pub rebuild: Option<(Blocks, Blocks)>,
     /// Requests, and errors that count against its budget.
     pub reads: u64,
@@ -475,6 +496,17 @@ pub trait AggregateAdmin: Send + Sync + 'static {
     fn add_group(&self, disks: u16) -> BoxFuture<Result<GroupNo, AdminError>>;
     /// Takes a disk out; a spare is rebuilt in its place if there is one.
     fn fail_disk(&self, disk: DiskUuid) -> BoxFuture<Result<(), AdminError>>;
+    /// Begins to copy a disk that still serves to a spare (`with`, or one that fits), which takes
+    /// its place when everything is copied. Gives the spare. `Ok` as well while it is under way.
+    fn replace_disk(
+        &self,
+        disk: DiskUuid,
+        with: Option<DiskUuid>,
+    ) -> BoxFuture<Result<DiskUuid, AdminError>>;
+    /// Adds the disk of diagonal parity to a RAID-4 group, from a spare, or drops it, online. An
+    /// added one is filled like any rebuilt disk: the group survives two failures when it is
+    /// `Online`. A dropped one becomes a spare. `Ok` when the group is of that kind already.
+    fn set_raid_kind(&self, group: GroupNo, kind: RaidKind) -> BoxFuture<Result<(), AdminError>>;
     /// Starts a scrub of everything; one that runs goes on.
     fn start_scrub(&self);
     /// How the scrub stands.

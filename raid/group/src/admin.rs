@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
-    AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, RaidCounters, ScrubStatus,
+    AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, RaidCounters, RaidKind,
+    ScrubStatus,
 };
 use cairn_raid_disk::{Disk, DiskClass, DiskError};
 use cairn_sys::BoxFuture;
@@ -25,7 +26,7 @@ use crate::ondisk::CONFIG_RECORDS_MAX;
 use crate::tools::lock;
 use crate::view::View;
 
-fn refused(location: &str, reason: impl ToString) -> AdminError {
+pub(crate) fn refused(location: &str, reason: impl ToString) -> AdminError {
     AdminError::Refused { location: location.to_owned(), reason: reason.to_string() }
 }
 
@@ -57,14 +58,26 @@ impl Core {
             Probe::Unreadable(error) => return Err(refused(location, error)),
         }
         let layout = spare_layout(&view, &disk, location)?;
+        self.enlist(disk, layout).await
+    }
+
+    /// Formats a disk under a new identity and makes it a spare. The caller holds the
+    /// configuration.
+    pub(crate) async fn enlist(
+        &self,
+        disk: Arc<dyn Disk>,
+        layout: Layout,
+    ) -> Result<DiskUuid, AdminError> {
+        let location = disk.info().location;
+        let view = self.view();
         let uuid = DiskUuid::new(self.world.random_16());
         let mut config = view.config.clone();
         config.spares.push(uuid);
         if config.records() > CONFIG_RECORDS_MAX {
-            return Err(refused(location, "the aggregate has as many disks as it can have"));
+            return Err(refused(&location, "the aggregate has as many disks as it can have"));
         }
         config.generation += 1;
-        let io = |error: DiskError| refused(location, error);
+        let io = |error: DiskError| refused(&location, error);
         format_areas(&disk, uuid, &layout, &config).await.map_err(io)?;
         write_labels(&disk, uuid, &layout, &config).await.map_err(io)?;
         let mut members = view.members.clone();
@@ -91,12 +104,7 @@ impl Core {
                 return Err(refused("group", "no spare is big enough; add one first"));
             };
             let pvbn_base = take_pvbns(&mut config, stripes);
-            let position = Position {
-                disk: Some(member.uuid),
-                state: ColumnState::Online,
-                progress: 0,
-                pvbn_base,
-            };
+            let position = Position::online(member.uuid, pvbn_base);
             if let Some(group) = config.groups.get_mut(&no) {
                 group.positions.insert(column, position);
             }
@@ -185,6 +193,15 @@ impl Core {
                     (Blocks::new(done), Blocks::new(group.stripes))
                 });
                 out.push(status);
+                if let Some(twin) = slot.twin() {
+                    let mut status = status_of(&view, Some(&twin.member), Some(twin.member.uuid));
+                    status.position = Some((group.group, slot.column));
+                    status.role = DiskRole::Copy;
+                    status.state = ColumnState::Rebuilding;
+                    let done = twin.progress.load(Ordering::Acquire);
+                    status.rebuild = Some((Blocks::new(done), Blocks::new(group.stripes)));
+                    out.push(status);
+                }
             }
         }
         for disk in view.config.spares.iter().chain(&view.config.log_disks) {
@@ -205,7 +222,12 @@ impl Core {
 }
 
 /// Takes up to `count` spares with room for `stripes` stripes out of the list.
-fn take_spares(config: &mut Config, view: &View, count: usize, stripes: u64) -> Vec<Arc<Member>> {
+pub(crate) fn take_spares(
+    config: &mut Config,
+    view: &View,
+    count: usize,
+    stripes: u64,
+) -> Vec<Arc<Member>> {
     let mut taken = Vec::new();
     config.spares.retain(|disk| {
         let fits = view
@@ -233,14 +255,17 @@ fn spare_layout(view: &View, disk: &Arc<dyn Disk>, location: &str) -> Result<Lay
 }
 
 fn status_of(view: &View, member: Option<&Member>, disk: Option<DiskUuid>) -> DiskStatus {
-    let _view = view;
+    // What is gone is shown as it was when it was here last.
+    let known = disk.and_then(|d| view.config.known.get(&d));
+    let was = known.map(|k| format!("was {}", k.location)).unwrap_or_default();
+    let size = known.map_or(0, |k| k.blocks);
     let counters = member.map(|m| m.disk.counters()).unwrap_or_default();
     let checksum_errors = member.map_or(0, |m| m.checksum_errors.load(Ordering::Relaxed));
     DiskStatus {
         disk: disk.unwrap_or_default(),
-        location: member.map_or_else(String::new, |m| m.info.location.clone()),
+        location: member.map_or(was, |m| m.info.location.clone()),
         class: member.map_or_else(String::new, |m| class_name(m.info.class).to_owned()),
-        blocks: member.map_or(Blocks::new(0), |m| m.info.blocks),
+        blocks: member.map_or(Blocks::new(size), |m| m.info.blocks),
         role: DiskRole::Spare,
         position: None,
         state: if member.is_some_and(|m| !m.is_dead()) {
@@ -284,6 +309,7 @@ impl AggregateAdmin for RaidAggregate {
                 added.push(core.add_spare(location).await?);
             }
             core.promote().await?;
+            core.sick.store(true, Ordering::Release);
             core.start_rebuilds();
             Ok(added)
         })
@@ -302,6 +328,25 @@ impl AggregateAdmin for RaidAggregate {
     fn fail_disk(&self, disk: DiskUuid) -> BoxFuture<Result<(), AdminError>> {
         let core = self.core.clone();
         Box::pin(async move { core.fail(disk).await })
+    }
+
+    fn replace_disk(
+        &self,
+        disk: DiskUuid,
+        with: Option<DiskUuid>,
+    ) -> BoxFuture<Result<DiskUuid, AdminError>> {
+        let core = self.core.clone();
+        Box::pin(async move { core.begin_copy(disk, with).await })
+    }
+
+    fn set_raid_kind(&self, group: GroupNo, kind: RaidKind) -> BoxFuture<Result<(), AdminError>> {
+        let core = self.core.clone();
+        Box::pin(async move {
+            match kind {
+                RaidKind::RaidDp => core.add_diagonal(group).await,
+                RaidKind::Raid4 => core.drop_diagonal(group).await,
+            }
+        })
     }
 
     fn start_scrub(&self) {

@@ -8,7 +8,7 @@
 use cairn_raid_parity::{Column, Kernels, Ring, RingIndex};
 use cairn_sys::{Block, BlockMut};
 
-use crate::config::RaidKind;
+use cairn_raid_api::RaidKind;
 
 /// The code of one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

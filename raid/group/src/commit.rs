@@ -57,7 +57,15 @@ impl Core {
     /// progress durable.
     pub(crate) async fn flush_interval(&self) -> Result<(), WriteError> {
         let mut interval = self.interval.write().await;
-        let (_, had_entries) = self.end_interval(&mut interval).await?;
+        self.end_interval_marked(&mut interval).await
+    }
+
+    /// [`Core::flush_interval`] for who holds the interval.
+    pub(crate) async fn end_interval_marked(
+        &self,
+        interval: &mut Interval,
+    ) -> Result<(), WriteError> {
+        let (_, had_entries) = self.end_interval(interval).await?;
         if had_entries {
             self.log_marker().await?;
             self.settle().await?;
@@ -121,14 +129,16 @@ impl Core {
         let next = {
             let mut root = lock(&self.root);
             root.sequence += 1;
-            let slot = match root.slot {
+            let slot = match root.committed.as_ref().map(|r| r.slot) {
                 Some(0) => 1,
                 _ => 0,
             };
             RootSlot { sequence: root.sequence, dead_epoch, slot, record }
         };
         let block = next.encode(self.view().config.aggregate);
-        let members = self.view().group_members();
+        let view = self.view();
+        let members: Vec<Arc<Member>> =
+            view.group_members().into_iter().chain(view.twins()).collect();
         let writes: Vec<BoxFuture<Result<(), DiskError>>> = members
             .iter()
             .map(|member| {
@@ -162,8 +172,8 @@ impl Core {
             return Err(WriteError::RootNotWritten { written, disks });
         }
         let mut root = lock(&self.root);
-        root.slot = Some(next.slot);
-        root.record = Some(next.record);
+        root.record = Some(next.record.clone());
+        root.committed = Some(next);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use cairn_raid_api::ColumnState;
+use cairn_raid_api::{ColumnState, RaidKind};
 use cairn_sys::Block;
 use cairn_units::{AggregateUuid, BLOCK_BYTES, ColumnNo, DiskUuid, GroupNo, Pvbn};
 use zerocopy::{FromBytes, IntoBytes};
@@ -15,25 +15,6 @@ use crate::ondisk::{
     CONFIG_BLOCKS, CONFIG_RECORDS_MAX, ConfigHeaderV1, DiskRecordV1, GroupRecordV1, MAGIC_CONFIG,
     NONE_U16, blank, open, seal,
 };
-
-/// How a group protects its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RaidKind {
-    /// One disk of row parity.
-    Raid4,
-    /// Row and diagonal parity: any two disks may be lost.
-    RaidDp,
-}
-
-impl RaidKind {
-    /// Disks that may be lost.
-    pub fn parity(self) -> u16 {
-        match self {
-            Self::Raid4 => 1,
-            Self::RaidDp => 2,
-        }
-    }
-}
 
 /// One position of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +25,24 @@ pub(crate) struct Position {
     pub progress: u64,
     /// First PVBN of a data column.
     pub pvbn_base: Pvbn,
+    /// The disk that is to replace `disk`, while that one still serves.
+    pub twin: Option<TwinConfig>,
+}
+
+impl Position {
+    /// A position with a whole disk.
+    pub(crate) fn online(disk: DiskUuid, pvbn_base: Pvbn) -> Self {
+        let (state, disk) = (ColumnState::Online, Some(disk));
+        Self { disk, state, progress: 0, pvbn_base, twin: None }
+    }
+}
+
+/// A disk that another one is being copied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TwinConfig {
+    pub disk: DiskUuid,
+    /// Stripes copied.
+    pub progress: u64,
 }
 
 /// One group.
@@ -77,14 +76,50 @@ pub(crate) struct Config {
     pub log_disks: Vec<DiskUuid>,
     /// Taken out; their data is stale.
     pub failed: Vec<DiskUuid>,
+    /// What was known of the disks when they were here last.
+    pub known: BTreeMap<DiskUuid, Known>,
 }
 
+/// A disk that may be gone, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub blocks: u64,
+    /// The end of its location, as much as a record holds.
+    pub location: String,
+}
+
+impl Known {
+    pub(crate) fn new(blocks: u64, location: &str) -> Self {
+        let from = location.len().saturating_sub(LOCATION_BYTES);
+        let from = (from..=location.len()).find(|i| location.is_char_boundary(*i));
+        let tail = from.and_then(|i| location.get(i..)).unwrap_or_default();
+        Self { blocks, location: tail.to_owned() }
+    }
+
+    fn store(&self, record: &mut DiskRecordV1) {
+        record.blocks = self.blocks.into();
+        for (to, from) in record.location.iter_mut().zip(self.location.bytes()) {
+            *to = from;
+        }
+    }
+
+    fn load(record: &DiskRecordV1) -> Option<Self> {
+        let end = record.location.iter().position(|b| *b == 0).unwrap_or(LOCATION_BYTES);
+        let location = String::from_utf8_lossy(&record.location[..end]).into_owned();
+        let blocks = record.blocks.get();
+        (blocks != 0).then_some(Self { blocks, location })
+    }
+}
+
+/// Bytes of a location that a record holds.
+const LOCATION_BYTES: usize = 16;
 const ROLE_DATA: u8 = 1;
 const ROLE_ROW: u8 = 2;
 const ROLE_DIAGONAL: u8 = 3;
 const ROLE_SPARE: u8 = 4;
 const ROLE_FAILED: u8 = 5;
 const ROLE_LOG: u8 = 6;
+const ROLE_TWIN: u8 = 7;
 
 fn state_code(state: ColumnState) -> u8 {
     match state {
@@ -111,20 +146,26 @@ impl Config {
             || self.position_of(disk).is_some()
     }
 
-    /// Where a disk sits.
+    /// Where a disk sits, or is about to.
     pub(crate) fn position_of(&self, disk: DiskUuid) -> Option<(GroupNo, ColumnNo)> {
         self.groups.iter().find_map(|(group, config)| {
             config
                 .positions
                 .iter()
-                .find(|(_, p)| p.disk == Some(disk))
+                .find(|(_, p)| p.disk == Some(disk) || p.twin.is_some_and(|t| t.disk == disk))
                 .map(|(column, _)| (*group, *column))
         })
+    }
+    /// Whether another disk is being copied to this one.
+    pub(crate) fn is_twin(&self, disk: DiskUuid) -> bool {
+        let mut positions = self.groups.values().flat_map(|g| g.positions.values());
+        positions.any(|p| p.twin.is_some_and(|t| t.disk == disk))
     }
 
     /// Records that this configuration takes.
     pub(crate) fn records(&self) -> usize {
-        let positions: usize = self.groups.values().map(|g| g.positions.len()).sum();
+        let twins = |g: &GroupConfig| g.positions.values().filter(|p| p.twin.is_some()).count();
+        let positions: usize = self.groups.values().map(|g| g.positions.len() + twins(g)).sum();
         self.groups.len() + positions + self.spares.len() + self.log_disks.len() + self.failed.len()
     }
 
@@ -135,13 +176,19 @@ impl Config {
             content.extend_from_slice(group_record(*group, config).as_bytes());
         }
         let mut disks = 0u16;
-        let mut add = |record: DiskRecordV1| {
+        let mut add = |mut record: DiskRecordV1| {
+            if let Some(known) = self.known.get(&DiskUuid::new(record.disk)) {
+                known.store(&mut record);
+            }
             content.extend_from_slice(record.as_bytes());
             disks += 1;
         };
         for (group, config) in &self.groups {
             for (column, position) in &config.positions {
                 add(position_record(*group, *column, config, position));
+                if let Some(twin) = position.twin {
+                    add(twin_record(*group, *column, twin));
+                }
             }
         }
         let lists =
@@ -195,6 +242,7 @@ impl Config {
             spares: Vec::new(),
             log_disks: Vec::new(),
             failed: Vec::new(),
+            known: BTreeMap::new(),
         };
         let (group_bytes, disk_bytes) = content.split_at(groups * 64);
         for bytes in group_bytes.chunks_exact(64) {
@@ -223,6 +271,7 @@ impl Config {
 
     fn take_disk(&mut self, record: &DiskRecordV1) -> Option<()> {
         let disk = DiskUuid::new(record.disk);
+        self.known.extend(Known::load(record).map(|known| (disk, known)));
         match record.role {
             ROLE_SPARE => self.spares.push(disk),
             ROLE_LOG => self.log_disks.push(disk),
@@ -238,10 +287,20 @@ impl Config {
                     state: state_of(record.state)?,
                     progress: record.progress.get().min(group.stripes),
                     pvbn_base: Pvbn::new(record.pvbn_base.get()),
+                    twin: None,
                 };
                 if group.positions.insert(column, position).is_some() {
                     return None;
                 }
+            }
+            ROLE_TWIN => {
+                let group = self.groups.get_mut(&GroupNo::new(record.group.get()))?;
+                let progress = record.progress.get().min(group.stripes);
+                let position = group.positions.get_mut(&ColumnNo::new(record.column.get()))?;
+                if position.state != ColumnState::Online || position.twin.is_some() {
+                    return None;
+                }
+                position.twin = Some(TwinConfig { disk, progress });
             }
             _ => return None,
         }
@@ -284,6 +343,17 @@ fn position_record(
     record
 }
 
+fn twin_record(group: GroupNo, column: ColumnNo, twin: TwinConfig) -> DiskRecordV1 {
+    let mut record: DiskRecordV1 = blank();
+    record.disk = twin.disk.bytes();
+    record.group = group.get().into();
+    record.column = column.get().into();
+    record.role = ROLE_TWIN;
+    record.state = state_code(ColumnState::Rebuilding);
+    record.progress = twin.progress.into();
+    record
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,6 +364,7 @@ mod tests {
             state,
             progress: 0,
             pvbn_base: Pvbn::new(64),
+            twin: (n == 4).then_some(TwinConfig { disk: DiskUuid::new([6; 16]), progress: 252 }),
         };
         let positions = BTreeMap::from([
             (ColumnNo::new(0), position(1, ColumnState::Online)),
@@ -310,6 +381,10 @@ mod tests {
             spares: vec![DiskUuid::new([7; 16])],
             log_disks: vec![],
             failed: vec![DiskUuid::new([8; 16])],
+            known: BTreeMap::from([
+                (DiskUuid::new([8; 16]), Known::new(77, "/dev/disk/by-id/x-WD-1234567890a")),
+                (DiskUuid::new([1; 16]), Known::new(5, "/dev/sdb")),
+            ]),
         }
     }
 
@@ -323,10 +398,19 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_location_is_kept_as_whole_letters() {
+        assert_eq!(Known::new(1, "/dev/sdb").location, "/dev/sdb");
+        assert_eq!(Known::new(1, "/tmp/cairn-demo/disk-03.img").location, "demo/disk-03.img");
+        // The sixteenth byte from the end is the second half of a letter.
+        assert_eq!(Known::new(1, "/a\u{e4}123456789012345").location, "123456789012345");
+    }
+
+    #[test]
     fn a_disk_that_was_taken_out_is_not_counted_on() {
         let config = sample();
         assert!(config.counts_on(DiskUuid::new([1; 16])));
         assert!(config.counts_on(DiskUuid::new([7; 16])));
+        assert!(config.counts_on(DiskUuid::new([6; 16])));
         assert!(!config.counts_on(DiskUuid::new([8; 16])));
         assert!(!config.counts_on(DiskUuid::new([2; 16])));
     }

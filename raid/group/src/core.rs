@@ -14,8 +14,9 @@ use cairn_raid_disk::{DiskError, REQUEST_BLOCKS_MAX};
 use cairn_sys::{Block, BoxFuture, World, mutant};
 use cairn_units::{Dbn, DiskUuid, GroupNo};
 
+use crate::commit::RootSlot;
 use crate::member::Member;
-use crate::ondisk::REGION_STRIPES;
+use crate::ondisk::StampV1;
 use crate::open::Opener;
 use crate::stamps::StampCache;
 use crate::stripe_log::StripeLog;
@@ -62,8 +63,8 @@ pub(crate) struct RootState {
     pub record: Option<RootRecord>,
     /// Sequence of the last slot written, committed or not.
     pub sequence: u64,
-    /// Slot that holds the committed root.
-    pub slot: Option<u8>,
+    /// The committed root, as it lies in its slot.
+    pub committed: Option<RootSlot>,
 }
 
 /// State that belongs to the flush interval; held exclusively by a flush, shared by whoever
@@ -85,6 +86,10 @@ pub(crate) struct Core {
     pub root: Mutex<RootState>,
     /// Held while the configuration changes.
     pub config: tokio::sync::Mutex<()>,
+    /// Held shared by writes to the NV log areas, exclusively while a piece of one is copied.
+    pub log_areas: tokio::sync::RwLock<()>,
+    /// Disks whose place, NV log area included, another one has taken.
+    pub replaced: Mutex<BTreeMap<DiskUuid, DiskUuid>>,
     /// Deaths that are not stable in the configuration yet.
     pub unsettled: AtomicU64,
     /// Disks that died since the start.
@@ -95,6 +100,8 @@ pub(crate) struct Core {
     pub scrub: Mutex<ScrubStatus>,
     /// Groups with a rebuild task.
     pub rebuilding: Mutex<BTreeSet<GroupNo>>,
+    /// A disk has used up half of its error budget since somebody looked.
+    pub sick: AtomicBool,
     pub opener: Option<Opener>,
     pub events: Mutex<Vec<crate::Event>>,
 }
@@ -125,11 +132,19 @@ pub(crate) struct DiskWrites {
     pub regions: Vec<u64>,
 }
 
-/// Blocks to write, by disk.
+/// One block of a stripe to write, on all disks of its slot.
+#[derive(Default)]
+pub(crate) struct Staged {
+    /// `None`: only its stamp changed.
+    pub block: Option<Block>,
+    /// It goes to the slot's twin alone, with this stamp.
+    pub to_twin: Option<StampV1>,
+}
+
+/// Blocks to write: first by slot and stripe, then, with their checksum blocks, by disk.
 #[derive(Default)]
 pub(crate) struct Writes {
-    /// (slot, region) whose stamps changed; their checksum blocks are added last.
-    pub touched: BTreeSet<(usize, u64)>,
+    pub cells: BTreeMap<(usize, u64), Staged>,
     pub disks: BTreeMap<DiskUuid, (Option<Arc<Member>>, DiskWrites)>,
 }
 
@@ -139,12 +154,26 @@ impl Writes {
         entry.0.get_or_insert_with(|| member.clone());
         &mut entry.1
     }
-    /// The stamps of the stripe's region on this slot changed.
+    /// The stamp of the slot's block of this stripe changed.
     pub(crate) fn touch(&mut self, slot: usize, stripe: u64) {
-        self.touched.insert((slot, stripe / REGION_STRIPES));
+        self.cells.entry((slot, stripe)).or_default().to_twin = None;
+    }
+    /// A new block, whose stamp is set already.
+    pub(crate) fn put(&mut self, slot: usize, stripe: u64, block: Block) {
+        self.cells.insert((slot, stripe), Staged { block: Some(block), to_twin: None });
+    }
+    /// A block for the slot's twin alone.
+    pub(crate) fn put_twin(
+        &mut self,
+        slot: usize,
+        stripe: u64,
+        block: Option<Block>,
+        stamp: StampV1,
+    ) {
+        self.cells.insert((slot, stripe), Staged { block, to_twin: Some(stamp) });
     }
     pub(crate) fn is_empty(&self) -> bool {
-        self.disks.is_empty() && self.touched.is_empty()
+        self.disks.is_empty() && self.cells.is_empty()
     }
 }
 
@@ -169,8 +198,14 @@ impl Core {
             self.fenced.store(true, Ordering::Release);
         }
         let spent = member.spend(error);
+        if member.is_sick() {
+            self.sick.store(true, Ordering::Release);
+        }
         let certain = matches!(error, DiskError::Gone { .. } | DiskError::Fenced);
-        if certain || (spent && self.can_spare(member.uuid)) {
+        // Bad blocks of a disk that is on its way out are found from parity one by one.
+        let leaving =
+            matches!(error, DiskError::Medium { .. }) && self.view().twin_of(member.uuid).is_some();
+        if certain || (spent && !leaving && self.can_spare(member.uuid)) {
             self.kill(member);
         }
     }
@@ -179,6 +214,7 @@ impl Core {
     pub(crate) fn can_spare(&self, disk: DiskUuid) -> bool {
         let view = self.view();
         match view.config.position_of(disk) {
+            Some(_) if view.config.is_twin(disk) => true,
             Some((group, _)) => view.groups.get(&group).is_some_and(|g| {
                 let rebuilding = g.slots.iter().any(|s| {
                     s.member.as_ref().is_some_and(|m| m.uuid == disk)
@@ -247,7 +283,7 @@ impl Core {
     /// Writes many blocks at once. A disk that does not take its blocks missed a write and is dead
     /// afterwards; when it only missed being mended, it stays if its group cannot spare it.
     pub(crate) async fn write_many(&self, writes: Writes, purpose: Purpose) {
-        assert!(writes.touched.is_empty(), "checksum blocks go with their blocks");
+        assert!(writes.cells.is_empty(), "checksum blocks go with their blocks");
         let mut futures: Vec<BoxFuture<Option<Failed>>> = Vec::new();
         for (member, writes) in writes.disks.into_values() {
             let Some(member) = member.filter(|m| !m.is_dead()) else { continue };

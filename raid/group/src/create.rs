@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cairn_raid_api::ColumnState;
+use cairn_raid_api::RaidKind;
 use cairn_raid_disk::{Disk, DiskError};
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{AggregateUuid, Blocks, ColumnNo, DiskUuid, GroupNo, Pvbn};
 
-use crate::config::{Config, GroupConfig, Position, RaidKind};
+use crate::config::{Config, GroupConfig, Known, Position};
 use crate::failure::identity_of;
 use crate::label::{Probe, label_block, read_label};
 use crate::layout::{LABEL_AT, Layout, default_log_blocks, default_stripe_log_blocks};
@@ -202,6 +202,7 @@ fn plan(
         spares: Vec::new(),
         log_disks: planned[disks..].iter().map(|p| p.uuid).collect(),
         failed: Vec::new(),
+        known: planned.iter().map(|p| (p.uuid, known(&p.disk))).collect(),
     };
     let mut rest = &planned[..disks];
     let mut left = members;
@@ -224,6 +225,11 @@ fn plan(
     Ok(config)
 }
 
+fn known(disk: &Arc<dyn Disk>) -> Known {
+    let info = disk.info();
+    Known::new(info.blocks.get(), &info.location)
+}
+
 /// Adds a group on the disks given: data columns first, parity on the last ones.
 pub(crate) fn add_group(
     config: &mut Config,
@@ -242,8 +248,7 @@ pub(crate) fn add_group(
             let behind = u16::try_from(i + parity - disks.len()).unwrap_or(0);
             (p - 1 + behind, Pvbn::new(0))
         };
-        let position =
-            Position { disk: Some(*disk), state: ColumnState::Online, progress: 0, pvbn_base };
+        let position = Position::online(*disk, pvbn_base);
         positions.insert(ColumnNo::new(column), position);
     }
     let next = config.groups.keys().next_back().map_or(0, |g| g.get() + 1);

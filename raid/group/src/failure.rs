@@ -16,7 +16,7 @@ use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::{ColumnNo, DiskUuid, GroupNo};
 
 use crate::Event;
-use crate::config::Config;
+use crate::config::{Config, Known};
 use crate::core::Core;
 use crate::label::{Identity, Role, label_block};
 use crate::member::Member;
@@ -53,6 +53,11 @@ impl Core {
             }
             let mut config = view.config.clone();
             for member in view.members.values().filter(|m| m.is_dead()) {
+                if let (Some(twin), Some((group, column))) =
+                    (view.twin_of(member.uuid), config.position_of(member.uuid))
+                {
+                    self.event(Event::RebuildStarted { disk: twin.uuid, group, column });
+                }
                 take_out(&mut config, member.uuid);
                 self.stamps.forget(member.uuid);
                 self.event(Event::DiskTakenOut { disk: member.uuid });
@@ -77,6 +82,13 @@ impl Core {
     pub(crate) async fn adopt(&self, mut config: Config) -> Result<(), WriteError> {
         let old = self.view();
         config.generation = old.config.generation + 1;
+        for member in old.members.values() {
+            let known = Known::new(member.info.blocks.get(), &member.info.location);
+            config.known.insert(member.uuid, known);
+        }
+        let mut known = core::mem::take(&mut config.known);
+        known.retain(|disk, _| config.counts_on(*disk) || config.failed.contains(disk));
+        config.known = known;
         // Progress as far as it is durable is what the old configuration says; it only moves in
         // `rebuild.rs`.
         let members: BTreeMap<DiskUuid, Arc<Member>> = old
@@ -138,17 +150,20 @@ impl Core {
         Ok(())
     }
 
-    /// Starts a rebuild task for each group that needs one and has none.
+    /// Starts a rebuild task for each group that needs one and has none, and looks after disks
+    /// that begin to fail.
     pub(crate) fn start_rebuilds(self: &Arc<Self>) {
         if self.is_stopped() {
             return;
         }
+        if self.sick.swap(false, Ordering::AcqRel) {
+            self.world.spawn.spawn("copy out", Box::pin(self.clone().copy_sick_disks()));
+        }
         let view = self.view();
         for group in view.groups.values() {
-            let needed = group
-                .slots
-                .iter()
-                .any(|s| s.state == ColumnState::Rebuilding && s.writable().is_some());
+            let needed = group.slots.iter().any(|s| {
+                s.twin().is_some() || (s.state == ColumnState::Rebuilding && s.writable().is_some())
+            });
             if needed && lock(&self.rebuilding).insert(group.group) {
                 let (core, group) = (self.clone(), group.group);
                 self.world.spawn.spawn(
@@ -164,7 +179,13 @@ impl Core {
     /// After I/O outside a write: settles deaths and starts what they call for, in the
     /// background.
     pub(crate) fn settle_soon(self: &Arc<Self>) {
-        if self.unsettled.load(Ordering::Acquire) == 0 || self.is_stopped() {
+        if self.is_stopped() {
+            return;
+        }
+        if self.unsettled.load(Ordering::Acquire) == 0 {
+            if self.sick.load(Ordering::Acquire) {
+                self.start_rebuilds();
+            }
             return;
         }
         if self.view().groups.values().any(|g| g.failed()) {
@@ -207,12 +228,26 @@ pub(crate) fn take_out(config: &mut Config, disk: DiskUuid) {
     config.spares.retain(|d| *d != disk);
     config.log_disks.retain(|d| *d != disk);
     for group in config.groups.values_mut() {
-        for position in group.positions.values_mut().filter(|p| p.disk == Some(disk)) {
-            position.disk = None;
-            position.state = ColumnState::Missing;
-            position.progress = 0;
+        for position in group.positions.values_mut() {
+            if position.twin.is_some_and(|t| t.disk == disk) {
+                position.twin = None;
+            }
+            if position.disk != Some(disk) {
+                continue;
+            }
+            // What was copied so far is kept; the rest is rebuilt from parity.
+            let twin = position.twin.take();
+            position.disk = twin.map(|t| t.disk);
+            position.progress = twin.map_or(0, |t| t.progress);
+            position.state =
+                if twin.is_some() { ColumnState::Rebuilding } else { ColumnState::Missing };
         }
     }
+    note_failed(config, disk);
+}
+
+/// Remembers a disk as taken out.
+pub(crate) fn note_failed(config: &mut Config, disk: DiskUuid) {
     if !config.failed.contains(&disk) {
         config.failed.push(disk);
         if config.failed.len() > crate::FAILED_MAX {

@@ -94,6 +94,11 @@ fn identity(raw: &LabelV1) -> Option<Identity> {
     })
 }
 
+/// Whether the block is a whole label of this disk.
+pub(crate) fn is_of(block: &Block, disk: DiskUuid) -> bool {
+    open::<LabelV1>(block, MAGIC_LABEL).is_ok_and(|raw| raw.disk == disk.bytes())
+}
+
 /// Reads both copies and says what the disk is.
 pub(crate) async fn read_label(disk: &Arc<dyn Disk>) -> (Probe, Option<Layout>) {
     let blocks = disk.info().blocks;

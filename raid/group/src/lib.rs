@@ -24,6 +24,7 @@ mod aggregate;
 mod code;
 mod commit;
 mod config;
+mod copy_out;
 mod core;
 mod create;
 mod failure;
@@ -34,10 +35,12 @@ mod log_areas;
 mod member;
 mod ondisk;
 mod open;
+mod raid_kind;
 mod read;
 mod rebuild;
 mod recover;
 mod scrub;
+mod scrub_meta;
 mod stamps;
 mod stripe;
 mod stripe_log;
@@ -48,10 +51,10 @@ mod write;
 use cairn_units::{ColumnNo, DiskUuid, GroupNo};
 
 pub use crate::aggregate::{RaidAggregate, probe};
-pub use crate::config::RaidKind;
 pub use crate::create::{CreateError, CreateOptions};
 pub use crate::label::{Identity, Probe, Role};
 pub use crate::open::{OpenError, OpenOptions, Opener, RefuseReason, Refused};
+pub use cairn_raid_api::RaidKind;
 
 /// Events kept for who asks.
 pub(crate) const EVENTS_MAX: usize = 256;
@@ -83,6 +86,28 @@ pub enum Event {
     RebuildFinished {
         /// The disk.
         disk: DiskUuid,
+        /// Its group.
+        group: GroupNo,
+        /// Its position.
+        column: ColumnNo,
+    },
+    /// A disk is being copied to a spare.
+    CopyStarted {
+        /// The disk.
+        disk: DiskUuid,
+        /// The spare.
+        to: DiskUuid,
+        /// Its group.
+        group: GroupNo,
+        /// Its position.
+        column: ColumnNo,
+    },
+    /// The spare has taken the disk's place; the disk is out.
+    CopyFinished {
+        /// The disk.
+        disk: DiskUuid,
+        /// The spare.
+        to: DiskUuid,
         /// Its group.
         group: GroupNo,
         /// Its position.

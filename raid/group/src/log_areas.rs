@@ -12,7 +12,11 @@ use cairn_units::{Blocks, Dbn};
 
 use crate::core::Core;
 use crate::member::Member;
+use crate::tools::{join_all, lock};
 use crate::view::Slot;
+
+/// Blocks of an area copied at once, while the log waits.
+const COPY_BLOCKS: u64 = 128;
 
 /// See the module.
 pub(crate) struct LogAreas {
@@ -55,10 +59,65 @@ impl LogAreas {
             return Err(LogAreaError::OutOfRange);
         }
         let view = self.core.view();
-        let member = view.members.get(&area.0).filter(|m| !m.is_dead());
+        let mut disk = area.0;
+        while let Some(by) = lock(&self.core.replaced).get(&disk) {
+            disk = *by;
+        }
+        let member = view.members.get(&disk).filter(|m| !m.is_dead());
         let member = member.ok_or(LogAreaError::Gone(area))?.clone();
         let at = Dbn::new(member.layout.log_at + at);
         Ok((member, at))
+    }
+}
+
+/// What of a write to an area failed.
+enum AreaFault {
+    Write(DiskError),
+    Flush(DiskError),
+}
+
+/// Writes blocks from block `at` of a disk's area on.
+async fn write_area(member: &Member, at: u64, blocks: Vec<Block>) -> Result<(), DiskError> {
+    let (mut to, mut rest) = (Dbn::new(member.layout.log_at + at), blocks);
+    while !rest.is_empty() {
+        let behind = rest.split_off(rest.len().min(REQUEST_BLOCKS_MAX));
+        let n = rest.len() as u64;
+        let (dbn, blocks) = (to.get(), rest.len());
+        tracing::trace!(disk = %member.uuid, dbn, blocks, "log write");
+        member.disk.write(to, rest).await?;
+        to = to.plus(n);
+        rest = behind;
+    }
+    Ok(())
+}
+
+impl Core {
+    /// Copies the NV log area of a disk to its twin, which takes the log's writes as well.
+    ///
+    /// # Errors
+    /// What the twin says; blocks that cannot be read are not copied.
+    pub(crate) async fn copy_log_area(&self, from: &Member, to: &Member) -> Result<(), DiskError> {
+        let blocks = from.layout.log_blocks.min(to.layout.log_blocks);
+        let mut at = 0;
+        while at < blocks && !self.is_stopped() && !from.is_dead() {
+            // A write that is under way would reach only one of them, or be overwritten.
+            let held = self.log_areas.write().await;
+            let n = (blocks - at).min(COPY_BLOCKS);
+            let run = from.read(Dbn::new(from.layout.log_at + at), usize::try_from(n).unwrap_or(1));
+            if let Ok(run) = run.await {
+                write_area(to, at, run).await?;
+            } else {
+                for at in at..at + n {
+                    if let Ok(one) = from.read(Dbn::new(from.layout.log_at + at), 1).await {
+                        write_area(to, at, one).await?;
+                    }
+                }
+            }
+            drop(held);
+            at += n;
+        }
+        to.mark_dirty();
+        Ok(())
     }
 }
 
@@ -129,36 +188,52 @@ impl LogStore for LogAreas {
         at: u64,
         blocks: Vec<Block>,
     ) -> BoxFuture<Result<(), LogAreaError>> {
-        let place = self.place(area, at, blocks.len());
-        let core = self.core.clone();
+        let outside = self.place(area, at, blocks.len()).err();
+        let (core, log) =
+            (self.core.clone(), Self { core: self.core.clone(), blocks: self.blocks });
         Box::pin(async move {
-            let (member, mut to) = place?;
-            let mut rest = blocks;
-            let mut result = Ok(());
-            while !rest.is_empty() && result.is_ok() {
-                let behind = rest.split_off(rest.len().min(REQUEST_BLOCKS_MAX));
-                let n = rest.len() as u64;
-                let (dbn, blocks) = (to.get(), rest.len());
-                tracing::trace!(disk = %member.uuid, dbn, blocks, "log write");
-                result = member.disk.write(to, rest).await;
-                to = to.plus(n);
-                rest = behind;
+            if let Some(error) = outside {
+                return Err(error);
             }
-            if result.is_ok() && !mutant("log-write-not-flushed") {
-                result = member.disk.flush().await;
-                if result.is_err() {
+            let _held = core.log_areas.read().await;
+            let (member, _) = log.place(area, at, blocks.len())?;
+            let twin = core.view().twin_of(member.uuid);
+            let both = core::iter::once(&member).chain(&twin);
+            let writes: Vec<BoxFuture<Result<(), AreaFault>>> = both
+                .map(|member| {
+                    let (member, blocks) = (member.clone(), blocks.clone());
+                    let write: BoxFuture<_> = Box::pin(async move {
+                        write_area(&member, at, blocks).await.map_err(AreaFault::Write)?;
+                        if mutant("log-write-not-flushed") {
+                            return Ok(());
+                        }
+                        member.disk.flush().await.map_err(AreaFault::Flush)
+                    });
+                    write
+                })
+                .collect();
+            let mut results = join_all(writes).await.into_iter();
+            let result = results.next().unwrap_or(Ok(()));
+            if let (Some(twin), Some(Err(AreaFault::Write(error) | AreaFault::Flush(error)))) =
+                (twin, results.next())
+            {
+                // It missed a write; the log's copy is the other disk.
+                core.fault(&twin, &error);
+                core.kill(&twin);
+                core.settle_soon();
+            }
+            let error = match result {
+                Ok(()) => return Ok(()),
+                Err(AreaFault::Write(error)) => error,
+                Err(AreaFault::Flush(error)) => {
                     // Nobody knows which of the disk's writes a failed flush lost.
                     core.kill(&member);
+                    error
                 }
-            }
-            match result {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    core.fault(&member, &error);
-                    core.settle_soon();
-                    Err(error_of(area, at, &error))
-                }
-            }
+            };
+            core.fault(&member, &error);
+            core.settle_soon();
+            Err(error_of(area, at, &error))
         })
     }
 }

@@ -91,6 +91,13 @@ impl Member {
         }
     }
 
+    /// Whether half of its budget of bad blocks is spent: time to copy it to a spare while it
+    /// still serves. Timeouts do not count: one of them is half of theirs.
+    pub(crate) fn is_sick(&self) -> bool {
+        self.medium_errors.load(Ordering::Relaxed) > MEDIUM_ERRORS_MAX / 2
+            || self.checksum_errors.load(Ordering::Relaxed) > CHECKSUM_ERRORS_MAX / 2
+    }
+
     /// Reads `count` blocks.
     pub(crate) async fn read(&self, at: Dbn, count: usize) -> Result<Vec<Block>, DiskError> {
         tracing::trace!(disk = %self.uuid, dbn = at.get(), blocks = count, "disk read");

@@ -155,7 +155,10 @@ pub(crate) struct DiskRecordV1 {
     pub pvbn_base: U64,
     /// Stripes rebuilt so far.
     pub progress: U64,
-    pub reserved_b: [u8; 24],
+    /// Size of the disk; zero: not known.
+    pub blocks: U64,
+    /// The end of where it was attached last, zeros behind it.
+    pub location: [u8; 16],
 }
 const _: () = assert!(size_of::<DiskRecordV1>() == 64);
 
@@ -235,7 +238,8 @@ pub(crate) struct StripeRecordV1 {
     pub mask: [U64; 4],
     /// Columns (data and parity, by number) whose region was not durably written before.
     pub fresh: [U64; 5],
-    pub reserved: U64,
+    /// First bytes of the uuid of the disk that a column is being copied to; zero: none.
+    pub twin: U64,
 }
 const _: () = assert!(size_of::<StripeRecordV1>() == 96);
 
@@ -243,6 +247,8 @@ const _: () = assert!(size_of::<StripeRecordV1>() == 96);
 pub(crate) const RECORD_PARTIAL: u16 = 1;
 /// The unmodified columns are all zeros.
 pub(crate) const RECORD_REST_ZERO: u16 = 2;
+/// The region of the disk that is being copied to had no durable stamps.
+pub(crate) const RECORD_TWIN_FRESH: u16 = 4;
 
 /// First block of a stripe log entry; its payload blocks follow.
 #[repr(C)]

@@ -218,6 +218,7 @@ async fn look(disks: &[Arc<dyn Disk>], options: &OpenOptions) -> Result<Found, O
             return Err(OpenError::TooFewDisks { group: *no, missing: lost, disks, parity });
         }
         missing.extend(group.positions.values().filter_map(|p| p.disk));
+        missing.extend(group.positions.values().filter_map(|p| Some(p.twin?.disk)));
     }
     missing.extend(config.spares.iter().chain(&config.log_disks));
     missing.retain(|disk| !members.contains_key(disk));
@@ -318,7 +319,7 @@ async fn bring_up(
         record: newest.as_ref().map(|r| r.record.clone()),
         // Beyond what a torn slot may hold: a later tear could make it whole.
         sequence: newest.as_ref().map_or(0, |r| r.sequence) + if agree { 0 } else { 2 },
-        slot: newest.as_ref().map(|r| r.slot),
+        committed: newest.clone(),
     };
     let core = Arc::new(Core {
         world,
@@ -329,6 +330,8 @@ async fn bring_up(
         log: StripeLog::new(aggregate, size, log.epoch + 1),
         root: Mutex::new(root),
         config: tokio::sync::Mutex::new(()),
+        log_areas: tokio::sync::RwLock::new(()),
+        replaced: Mutex::default(),
         unsettled: AtomicU64::new(0),
         deaths: tokio::sync::watch::Sender::new(0),
         fenced: AtomicBool::new(false),
@@ -336,6 +339,7 @@ async fn bring_up(
         counters: Counters::default(),
         scrub: Mutex::new(ScrubStatus::default()),
         rebuilding: Mutex::default(),
+        sick: AtomicBool::new(false),
         opener: options.opener,
         events: Mutex::default(),
     });

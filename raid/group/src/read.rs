@@ -156,16 +156,17 @@ impl Core {
         let mut repaired = 0;
         for (slot, block) in blocks {
             let bad = cells.cells[*slot].good().is_none();
-            let Some(member) = group.slots[*slot].readable(cells.stripe) else { continue };
+            let here = group.slots[*slot].readable(cells.stripe).is_some();
             if bad
-                && self.stage_block(group, stamps, cells.stripe, *slot, block, member, &mut writes)
+                && here
+                && self.stage_block(group, stamps, cells.stripe, *slot, block, &mut writes)
             {
                 repaired += 1;
             }
         }
         if !writes.is_empty() {
             count(&self.counters.repaired_blocks, repaired);
-            self.seal_stamps(group, stamps, &mut writes);
+            self.seal_stamps(stamps, &mut writes);
             self.write_many(writes, Purpose::Mending).await;
         }
     }

@@ -4,7 +4,8 @@
 //! time with the stripes locked. Life of a position: `Missing` → (`promote_spares`) `Rebuilding` →
 //! (`rebuild_group`, progress durable every [`PERSIST_STRIPES`]) → `Online`. New writes go to the
 //! spare from the first moment on; what it holds counts only below the progress mark. Invariant:
-//! the durable progress mark never runs ahead of durable blocks and stamps.
+//! the durable progress mark never runs ahead of durable blocks and stamps. The same task copies
+//! disks out (`copy_out.rs`).
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use cairn_sys::mutant;
 use cairn_units::GroupNo;
 
 use crate::Event;
+use crate::copy_out::copying;
 use crate::core::{Core, Purpose, Writes, count};
 use crate::ondisk::{REGION_STRIPES, STAMP_UNKNOWN, StampV1};
 use crate::stamps::StampKind;
@@ -26,7 +28,7 @@ use crate::view::GroupView;
 /// Stripes after which progress is made durable.
 const PERSIST_STRIPES: u64 = 126 * 128;
 /// Blocks in memory for one step.
-const STEP_BLOCKS_MAX: usize = 2048;
+pub(crate) const STEP_BLOCKS_MAX: usize = 2048;
 /// Pause after each step, at least; otherwise as long as the step took, so that clients get half
 /// of the disks' time.
 const PAUSE_MIN: Duration = Duration::from_micros(200);
@@ -50,13 +52,25 @@ impl Core {
             let view = self.view();
             let Some(now) = view.groups.get(&group) else { return Ok(()) };
             self.check_group(now)?;
-            let Some(at) = next_stripe(now) else { return Ok(()) };
+            let (at, copy) = match (next_stripe(now), copying(&view, group)) {
+                (Some(at), _) => (at, false),
+                (None, Some((_, _, twin))) => (twin.progress.load(Ordering::Acquire), true),
+                (None, None) => return Ok(()),
+            };
             if at >= now.stripes {
-                self.finish_rebuild(group).await?;
+                if copy {
+                    self.finish_copy(group).await?;
+                } else {
+                    self.finish_rebuild(group).await?;
+                }
                 continue;
             }
             let begun = self.world.clock.monotonic();
-            let (done, worked) = self.rebuild_step(group, at).await?;
+            let (done, worked) = if copy {
+                self.copy_step(group, at).await?
+            } else {
+                self.rebuild_step(group, at).await?
+            };
             since_persist += done;
             if since_persist >= PERSIST_STRIPES {
                 self.persist_progress(group).await?;
@@ -114,7 +128,9 @@ impl Core {
             let solved = solve(group, cells);
             for (i, slot) in group.slots.iter().enumerate() {
                 let target = is_rebuilding(slot) && slot.readable(stripe).is_none();
-                let Some(member) = slot.writable().filter(|_| target) else { continue };
+                if !target {
+                    continue;
+                }
                 let Some(entry) = stamps.entry(i, stripe) else { continue };
                 let Ok(solved) = &solved else {
                     let unknown = StampV1 { flags: STAMP_UNKNOWN.into(), ..StampV1::default() };
@@ -127,7 +143,7 @@ impl Core {
                 if zero && lock(entry).get(stripe).kind() == StampKind::Zero {
                     continue;
                 }
-                self.stage_block(group, &stamps, stripe, i, block, member, &mut writes);
+                self.stage_block(group, &stamps, stripe, i, block, &mut writes);
             }
             match solved {
                 Ok(solved) => {
@@ -146,7 +162,7 @@ impl Core {
                 }
             }
         }
-        self.seal_stamps(group, &stamps, &mut writes);
+        self.seal_stamps(&stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
     }
 
@@ -155,11 +171,12 @@ impl Core {
         let marks: Vec<_> = {
             let view = self.view();
             let Some(group) = view.groups.get(&group) else { return Ok(()) };
-            group
-                .slots
-                .iter()
-                .filter(|s| is_rebuilding(s))
-                .filter_map(|s| Some((s.member.as_ref()?.uuid, s.progress.load(Ordering::Acquire))))
+            let rebuilt = group.slots.iter().filter(|s| is_rebuilding(s));
+            let rebuilt = rebuilt.filter_map(|s| Some((s.member.as_ref()?.uuid, &s.progress)));
+            let copied = group.slots.iter().filter_map(|s| s.twin());
+            rebuilt
+                .chain(copied.map(|t| (t.member.uuid, &t.progress)))
+                .map(|(disk, progress)| (disk, progress.load(Ordering::Acquire)))
                 .collect()
         };
         if !mutant("rebuild-mark-before-flush") {
@@ -172,6 +189,11 @@ impl Core {
             let mark = marks.iter().find(|(disk, _)| position.disk == Some(*disk));
             if let (ColumnState::Rebuilding, Some((_, progress))) = (position.state, mark) {
                 position.progress = *progress;
+            }
+            if let Some(twin) = &mut position.twin
+                && let Some((_, progress)) = marks.iter().find(|(disk, _)| twin.disk == *disk)
+            {
+                twin.progress = *progress;
             }
         }
         self.adopt(config).await?;

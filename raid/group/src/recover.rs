@@ -16,7 +16,7 @@ use crate::Event;
 use crate::core::{Core, Purpose, Writes};
 use crate::ondisk::REGION_STRIPES;
 use crate::stripe::{Cell, StampSet, StripeCells, parity_slots};
-use crate::stripe_log::{Record, Rest, has_bit};
+use crate::stripe_log::{DiskMark, Record, Rest, has_bit};
 use crate::view::GroupView;
 
 /// Stripes recovered at once.
@@ -35,11 +35,24 @@ impl Core {
         let view = self.view();
         for record in records.values() {
             let Some(group) = view.groups.get(&record.group) else { continue };
+            let region = record.stripe / REGION_STRIPES;
             for slot in &group.slots {
-                if let (true, Some(member)) =
-                    (has_bit(&record.fresh, slot.column.get()), slot.writable())
+                if let Some(member) = slot.writable() {
+                    // A disk that was a twin then may be its column's own by now.
+                    let as_twin = record.twin.filter(|t| t.disk == DiskMark::of(member.uuid));
+                    let fresh = as_twin.map_or_else(
+                        || has_bit(&record.fresh, slot.column.get()),
+                        |twin| twin.fresh,
+                    );
+                    if fresh {
+                        self.stamps.note_fresh(member.uuid, region);
+                    }
+                }
+                if let (Some(twin), Some(said)) = (slot.twin(), record.twin)
+                    && said.fresh
+                    && said.disk == DiskMark::of(twin.member.uuid)
                 {
-                    self.stamps.note_fresh(member.uuid, record.stripe / REGION_STRIPES);
+                    self.stamps.note_fresh(twin.member.uuid, region);
                 }
             }
         }
@@ -62,7 +75,8 @@ impl Core {
         let mut regions: Vec<u64> = records.iter().map(|r| r.stripe / REGION_STRIPES).collect();
         regions.dedup();
         let _held = self.locks.acquire(group.group, regions.iter().copied()).await;
-        let stamps = self.load_stamps(group, &regions).await;
+        let mut stamps = self.load_stamps(group, &regions).await;
+        self.drop_mute_disks(group, &mut stamps, &regions);
         let mut cells: Vec<StripeCells> =
             records.iter().map(|r| StripeCells::new(r.stripe, group.slots.len())).collect();
         self.read_cells(group, &stamps, &mut cells, |_, _| true).await;
@@ -70,7 +84,7 @@ impl Core {
         for (record, cells) in records.iter().zip(&cells) {
             self.recover_stripe(group, &stamps, record, cells, &mut writes);
         }
-        self.seal_stamps(group, &stamps, &mut writes);
+        self.seal_stamps(&stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
         drop(interval);
         self.settle().await
@@ -97,19 +111,21 @@ impl Core {
         for (_, diagonal) in parity_slots(group) {
             whole.push(if diagonal { parity.diagonal.clone() } else { Some(parity.row.clone()) });
         }
-        for (i, slot) in group.slots.iter().enumerate() {
+        for i in 0..group.slots.len() {
             // All checksum blocks that may have been under way are written again: a torn one
             // could be made whole by another tear later, and a map bit may have become durable
             // without its stamps.
-            if slot.writable().is_some() && stamps.entry(i, record.stripe).is_some() {
+            if stamps.entry(i, record.stripe).is_some() {
                 writes.touch(i, record.stripe);
             }
         }
         for (i, block) in whole.iter().enumerate() {
-            let member = group.slots[i].readable(record.stripe);
-            let (Some(member), Some(block)) = (member, block) else { continue };
-            if cells.cells[i].good() != Some(block) && !mutant("recovery-leaves-parity") {
-                self.stage_block(group, stamps, record.stripe, i, block, member, writes);
+            let Some(block) = block else { continue };
+            // What a twin holds was not looked at.
+            let twin = stamps.twin(i, record.stripe).is_some();
+            let as_it_was = !twin && cells.cells[i].good() == Some(block);
+            if !as_it_was && !mutant("recovery-leaves-parity") {
+                self.stage_block(group, stamps, record.stripe, i, block, writes);
             }
         }
     }

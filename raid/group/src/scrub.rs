@@ -1,4 +1,5 @@
-//! Scrub: every stamp and the parity of every stripe, verified and mended.
+//! Scrub: every stamp and the parity of every stripe, verified and mended; before them what
+//! `scrub_meta.rs` looks at.
 //!
 //! Layer: over stripes. One task, region by region with the stripes locked, throttled. A block
 //! that does not match its stamp is found from parity. A stripe whose stamps all match and whose
@@ -27,10 +28,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// What one stripe had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Findings {
-    damaged: u64,
-    repaired: u64,
-    mismatches: u64,
+pub(crate) struct Findings {
+    pub damaged: u64,
+    pub repaired: u64,
+    pub mismatches: u64,
 }
 
 impl Core {
@@ -53,6 +54,13 @@ impl Core {
         self.world.spawn.spawn(
             "scrub",
             Box::pin(async move {
+                let meta = core.scrub_meta().await;
+                core.settle_soon();
+                {
+                    let mut status = lock(&core.scrub);
+                    status.damaged += meta.damaged;
+                    status.repaired += meta.repaired;
+                }
                 let groups: Vec<GroupNo> = core.view().groups.keys().copied().collect();
                 for group in groups {
                     core.scrub_group(group).await;
@@ -118,7 +126,7 @@ impl Core {
             sum.mismatches += one.mismatches;
         }
         if !writes.is_empty() {
-            self.seal_stamps(group, &stamps, &mut writes);
+            self.seal_stamps(&stamps, &mut writes);
             self.write_many(writes, Purpose::Mending).await;
         }
         drop(held);

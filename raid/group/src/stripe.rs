@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering;
 
 use cairn_raid_parity::is_zero;
 use cairn_sys::{Block, BoxFuture, mutant};
+use cairn_units::DiskUuid;
 
 use crate::code::TooMany;
 use crate::core::{Core, Want, Writes, count};
-use crate::member::CHECKSUM_ERRORS_MAX;
+use crate::member::{CHECKSUM_ERRORS_MAX, Member};
 use crate::ondisk::{REGION_STRIPES, StampV1, crc_of};
 use crate::stamps::{StampKind, StampsRef, stamp_parity, stamp_rebuilt};
 use crate::tools::{join_all, lock};
@@ -41,20 +42,53 @@ impl Cell {
     }
 }
 
+/// Stamps of one region of one disk.
+struct Loaded {
+    member: Arc<Member>,
+    entry: StampsRef,
+}
+
+/// Slot and region, whether it is the twin's beside those of the slot's disk, and the stamps.
+type Placed = ((usize, u64), bool, Loaded);
+
 /// Stamps of some stripes of a group, by slot and region. A slot whose disk is gone or does not
 /// answer has none.
 #[derive(Default)]
 pub(crate) struct StampSet {
-    refs: BTreeMap<(usize, u64), StampsRef>,
+    /// Of the slot's disk; of its twin when that is all there is.
+    refs: BTreeMap<(usize, u64), Loaded>,
+    /// Of the slot's twin beside it.
+    twins: BTreeMap<(usize, u64), Loaded>,
 }
 
 impl StampSet {
     pub(crate) fn get(&self, slot: usize, stripe: u64) -> Option<StampV1> {
-        let entry = self.refs.get(&(slot, stripe / REGION_STRIPES))?;
-        Some(lock(entry).get(stripe))
+        Some(lock(self.entry(slot, stripe)?).get(stripe))
     }
     pub(crate) fn entry(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
-        self.refs.get(&(slot, stripe / REGION_STRIPES))
+        self.refs.get(&(slot, stripe / REGION_STRIPES)).map(|l| &l.entry)
+    }
+    /// The stamps of the slot's twin, beside those of its disk.
+    pub(crate) fn twin(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
+        self.twins.get(&(slot, stripe / REGION_STRIPES)).map(|l| &l.entry)
+    }
+    /// Whether the stamps of this disk's region are here.
+    pub(crate) fn has(&self, slot: usize, region: u64, disk: DiskUuid) -> bool {
+        self.of(slot, region * REGION_STRIPES, disk).is_some()
+    }
+    /// The stamps of this disk, whichever it is of its slot's.
+    pub(crate) fn of(&self, slot: usize, stripe: u64, disk: DiskUuid) -> Option<&StampsRef> {
+        let key = (slot, stripe / REGION_STRIPES);
+        let mut both = [self.refs.get(&key), self.twins.get(&key)].into_iter().flatten();
+        both.find(|l| l.member.uuid == disk).map(|l| &l.entry)
+    }
+    /// The slot's disk was dropped: what is written goes to its twin alone.
+    pub(crate) fn leave_to_twin(&mut self, slot: usize) {
+        self.refs.retain(|key, _| key.0 != slot);
+        let keys: Vec<_> = self.twins.keys().filter(|k| k.0 == slot).copied().collect();
+        for key in keys {
+            self.refs.extend(self.twins.remove(&key).map(|l| (key, l)));
+        }
     }
     fn suspect(&self, slot: usize, stripe: u64) -> bool {
         self.entry(slot, stripe).is_some_and(|e| lock(e).suspect)
@@ -65,9 +99,6 @@ impl StampSet {
             && !self.suspect(slot, stripe)
     }
 }
-
-/// Stamps of one slot and region.
-type Loaded = ((usize, u64), StampsRef);
 
 /// The cells of one stripe, by slot.
 pub(crate) struct StripeCells {
@@ -96,23 +127,31 @@ impl Core {
         group: &GroupView,
         regions: &[u64],
     ) -> StampSet {
-        let mut futures: Vec<BoxFuture<Option<Loaded>>> = Vec::new();
+        let mut futures: Vec<BoxFuture<Option<Placed>>> = Vec::new();
         for (slot, position) in group.slots.iter().enumerate() {
-            let Some(member) = position.writable() else { continue };
-            for region in regions {
-                let (core, member, region) = (self.clone(), member.clone(), *region);
-                futures.push(Box::pin(async move {
-                    match core.stamps.get(&member, region).await {
-                        Ok(entry) => Some(((slot, region), entry)),
-                        Err(error) => {
-                            core.fault(&member, &error);
-                            None
+            let (disk, twin) = (position.writable(), position.twin().map(|t| &t.member));
+            let alone = disk.is_none();
+            let both = disk.map(|m| (m, false)).into_iter().chain(twin.map(|m| (m, !alone)));
+            for (member, beside) in both {
+                for region in regions {
+                    let (core, member, region) = (self.clone(), member.clone(), *region);
+                    futures.push(Box::pin(async move {
+                        match core.stamps.get(&member, region).await {
+                            Ok(entry) => Some(((slot, region), beside, Loaded { member, entry })),
+                            Err(error) => {
+                                core.fault(&member, &error);
+                                None
+                            }
                         }
-                    }
-                }));
+                    }));
+                }
             }
         }
-        StampSet { refs: join_all(futures).await.into_iter().flatten().collect() }
+        let mut set = StampSet::default();
+        for (key, beside, loaded) in join_all(futures).await.into_iter().flatten() {
+            if beside { &mut set.twins } else { &mut set.refs }.insert(key, loaded);
+        }
+        set
     }
 
     /// Reads the cells that `wanted` names and that are still unread. Blocks whose stamp says
@@ -154,7 +193,11 @@ impl Core {
                 stripes[i].cells[slot] = Cell::Good(block);
             } else {
                 let errors = member.checksum_errors.fetch_add(1, Ordering::Relaxed) + 1;
-                if errors > CHECKSUM_ERRORS_MAX && self.can_spare(member.uuid) {
+                if member.is_sick() {
+                    self.sick.store(true, Ordering::Release);
+                }
+                let leaving = self.view().twin_of(member.uuid).is_some();
+                if errors > CHECKSUM_ERRORS_MAX && !leaving && self.can_spare(member.uuid) {
                     self.kill(&member);
                 }
                 let at = stripes[i].stripe;
@@ -176,24 +219,17 @@ impl Core {
         let mut repaired = 0;
         for (slot, position) in group.slots.iter().enumerate() {
             let bad = matches!(stripe.cells[slot], Cell::Lost | Cell::Doubt);
-            let member = position.readable(stripe.stripe);
-            if let (true, Some(member)) = (bad, member) {
-                repaired += usize::from(self.stage_block(
-                    group,
-                    stamps,
-                    stripe.stripe,
-                    slot,
-                    &blocks[slot],
-                    member,
-                    writes,
-                ));
+            let here = position.readable(stripe.stripe).is_some();
+            if bad && here {
+                let (at, block) = (stripe.stripe, &blocks[slot]);
+                let staged = self.stage_block(group, stamps, at, slot, block, writes);
+                repaired += usize::from(staged);
             }
         }
         repaired
     }
 
     /// Stages one block that was computed, with a stamp that fits: the old one when it matches.
-    #[expect(clippy::too_many_arguments, reason = "each is another type, and all are borrowed")]
     pub(crate) fn stage_block(
         &self,
         group: &GroupView,
@@ -201,39 +237,58 @@ impl Core {
         stripe: u64,
         slot: usize,
         block: &Block,
-        member: &Arc<crate::member::Member>,
         writes: &mut Writes,
     ) -> bool {
         let Some(entry) = stamps.entry(slot, stripe) else { return false };
-        let crc = crc_of(&block[..]);
         let old = lock(entry).get(stripe);
-        let zero = is_zero(block);
-        let stamp = match old.kind() {
-            StampKind::Written(c) if c == crc => old,
-            _ if zero => StampV1::default(),
-            _ if !group.is_data(group.slots[slot].column) => stamp_parity(crc),
-            _ => stamp_rebuilt(crc),
-        };
-        let out = writes.of(member);
-        if stamp.kind() != StampKind::Zero {
-            out.blocks.insert(member.layout.stripe_dbn(stripe), block.clone());
-        }
+        let stamp = stamp_for(old, block, group.is_data(group.slots[slot].column));
         lock(entry).set(stripe, stamp);
-        writes.touch(slot, stripe);
+        if stamp.kind() == StampKind::Zero {
+            writes.touch(slot, stripe);
+        } else {
+            writes.put(slot, stripe, block.clone());
+        }
         true
     }
 
-    /// Adds the checksum blocks of all regions that changed; the last step before the write.
-    pub(crate) fn seal_stamps(&self, group: &GroupView, stamps: &StampSet, writes: &mut Writes) {
-        for (slot, region) in std::mem::take(&mut writes.touched) {
-            let Some(member) = group.slots.get(slot).and_then(|s| s.writable()) else { continue };
-            let Some(entry) = stamps.refs.get(&(slot, region)) else { continue };
-            let (at, block) = self.stamps.stage(member, region, entry);
-            let out = writes.of(member);
+    /// Distributes what was staged over the disks of each slot, and adds the checksum blocks of
+    /// all regions that changed; the last step before the write.
+    pub(crate) fn seal_stamps(&self, stamps: &StampSet, writes: &mut Writes) {
+        let mut touched: BTreeMap<(DiskUuid, u64), &Loaded> = BTreeMap::new();
+        for ((slot, stripe), staged) in std::mem::take(&mut writes.cells) {
+            let key = (slot, stripe / REGION_STRIPES);
+            let (disk, twin) = (stamps.refs.get(&key), stamps.twins.get(&key));
+            let stamp = staged.to_twin.or_else(|| Some(lock(&disk?.entry).get(stripe)));
+            if let (Some(twin), Some(stamp)) = (twin, stamp) {
+                lock(&twin.entry).set(stripe, stamp);
+            }
+            let disk = disk.filter(|_| staged.to_twin.is_none());
+            for loaded in disk.into_iter().chain(twin).filter(|l| !l.member.is_dead()) {
+                if let Some(block) = &staged.block {
+                    let at = loaded.member.layout.stripe_dbn(stripe);
+                    writes.of(&loaded.member).blocks.insert(at, block.clone());
+                }
+                touched.insert((loaded.member.uuid, key.1), loaded);
+            }
+        }
+        for ((_, region), loaded) in touched {
+            let (at, block) = self.stamps.stage(&loaded.member, region, &loaded.entry);
+            let out = writes.of(&loaded.member);
             out.blocks.insert(at, block);
             out.regions.push(region);
             count(&self.counters.checksum_blocks, 1);
         }
+    }
+}
+
+/// The stamp of a block that was computed: the old one when it matches.
+pub(crate) fn stamp_for(old: StampV1, block: &Block, data: bool) -> StampV1 {
+    let crc = crc_of(&block[..]);
+    match old.kind() {
+        StampKind::Written(c) if c == crc => old,
+        _ if is_zero(block) => StampV1::default(),
+        _ if !data => stamp_parity(crc),
+        _ => stamp_rebuilt(crc),
     }
 }
 

@@ -20,8 +20,8 @@ use cairn_units::{AggregateUuid, Dbn, DiskUuid, GroupNo};
 use crate::core::{Core, count};
 use crate::member::Member;
 use crate::ondisk::{
-    ENTRY_RECORDS_MAX, LogEntryV1, MAGIC_ENTRY, RECORD_PARTIAL, RECORD_REST_ZERO, StripeRecordV1,
-    blank, open, seal,
+    ENTRY_RECORDS_MAX, LogEntryV1, MAGIC_ENTRY, RECORD_PARTIAL, RECORD_REST_ZERO,
+    RECORD_TWIN_FRESH, StripeRecordV1, blank, open, seal,
 };
 use crate::tools::{join_all, lock};
 use crate::view::View;
@@ -36,7 +36,28 @@ pub(crate) struct Record {
     pub stripe: u64,
     pub mask: [u64; 4],
     pub fresh: [u64; 5],
+    pub twin: Option<TwinRecord>,
     pub rest: Rest,
+}
+
+/// The first eight bytes of a disk's uuid, which tell it from the others of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiskMark(u64);
+
+impl DiskMark {
+    pub(crate) fn of(disk: DiskUuid) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = disk.bytes();
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
+
+/// The disk that one column of the group was being copied to. What the record says of the column
+/// is true of the disk that served, not of this one, wherever it is by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TwinRecord {
+    pub disk: DiskMark,
+    /// Its region had no durable stamps.
+    pub fresh: bool,
 }
 
 impl Record {
@@ -170,15 +191,21 @@ fn encode(
             stripe.stripe = record.stripe.into();
             stripe.mask = record.mask.map(Into::into);
             stripe.fresh = record.fresh.map(Into::into);
+            let mut flags = 0;
+            if let Some(twin) = record.twin {
+                stripe.twin = twin.disk.0.into();
+                flags |= if twin.fresh { RECORD_TWIN_FRESH } else { 0 };
+            }
             match &record.rest {
                 Rest::None => {}
-                Rest::Zero => stripe.flags = RECORD_REST_ZERO.into(),
+                Rest::Zero => flags |= RECORD_REST_ZERO,
                 Rest::Partial(blocks) => {
-                    stripe.flags = RECORD_PARTIAL.into();
+                    flags |= RECORD_PARTIAL;
                     stripe.payload = u32::try_from(payload.len()).unwrap_or(u32::MAX).into();
                     payload.extend(blocks.iter().cloned());
                 }
             }
+            stripe.flags = flags.into();
             *to = stripe;
         }
         raw.records = u16::try_from(chunk.len()).unwrap_or(u16::MAX).into();
@@ -388,6 +415,10 @@ fn decode(raw: &StripeRecordV1, payload: &[Block]) -> Record {
         stripe: raw.stripe.get(),
         mask: raw.mask.map(|w| w.get()),
         fresh: raw.fresh.map(|w| w.get()),
+        twin: (raw.twin.get() != 0).then(|| TwinRecord {
+            disk: DiskMark(raw.twin.get()),
+            fresh: flags & RECORD_TWIN_FRESH != 0,
+        }),
         rest,
     }
 }

@@ -23,9 +23,25 @@ pub(crate) struct Slot {
     pub pvbn_base: Pvbn,
     /// Stripes rebuilt so far; shared between views.
     pub progress: Arc<AtomicU64>,
+    /// The disk that is to replace `member`.
+    pub twin: Option<Twin>,
+}
+
+/// A disk that takes every write that its slot takes, and is being filled with the rest. Nothing
+/// is read from it: when the slot's disk dies before all is copied, it becomes the slot's disk, to
+/// be rebuilt from where the copy stood.
+#[derive(Clone)]
+pub(crate) struct Twin {
+    pub member: Arc<Member>,
+    /// Stripes copied so far; shared between views.
+    pub progress: Arc<AtomicU64>,
 }
 
 impl Slot {
+    /// The twin, if it is there and takes writes.
+    pub(crate) fn twin(&self) -> Option<&Twin> {
+        self.twin.as_ref().filter(|t| !t.member.is_dead())
+    }
     /// The disk, if what it holds of `stripe` counts.
     pub(crate) fn readable(&self, stripe: u64) -> Option<&Arc<Member>> {
         let member = self.member.as_ref().filter(|m| !m.is_dead())?;
@@ -108,6 +124,17 @@ impl View {
             .flat_map(|g| g.slots.iter().filter_map(Slot::writable).cloned())
             .collect()
     }
+    /// Disks that others are being copied to, alive.
+    pub(crate) fn twins(&self) -> Vec<Arc<Member>> {
+        let slots = self.groups.values().flat_map(|g| &g.slots);
+        slots.filter_map(Slot::twin).map(|t| t.member.clone()).collect()
+    }
+    /// The disk that `disk` is being copied to.
+    pub(crate) fn twin_of(&self, disk: DiskUuid) -> Option<Arc<Member>> {
+        let mut slots = self.groups.values().flat_map(|g| &g.slots);
+        let slot = slots.find(|s| s.member.as_ref().is_some_and(|m| m.uuid == disk))?;
+        slot.twin().map(|t| t.member.clone())
+    }
     /// Every disk that is alive.
     pub(crate) fn alive(&self) -> Vec<Arc<Member>> {
         self.members.values().filter(|m| !m.is_dead()).cloned().collect()
@@ -139,7 +166,21 @@ fn group_view(
                 .filter(|s| {
                     s.state == position.state && s.member.as_ref().map(|m| m.uuid) == position.disk
                 });
+            let before = old
+                .and_then(|o| o.groups.get(&no))
+                .and_then(|g| g.slots.iter().find(|s| s.column == *column))
+                .and_then(|s| s.twin.as_ref());
+            let twin = position.twin.and_then(|twin| {
+                let member = members.get(&twin.disk)?.clone();
+                let same = before.filter(|t| t.member.uuid == twin.disk);
+                let progress = same.map_or_else(
+                    || Arc::new(AtomicU64::new(twin.progress)),
+                    |t| t.progress.clone(),
+                );
+                Some(Twin { member, progress })
+            });
             Slot {
+                twin,
                 column: *column,
                 state: position.state,
                 member: position.disk.and_then(|d| members.get(&d).cloned()),

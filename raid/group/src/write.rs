@@ -16,10 +16,11 @@ use cairn_units::GroupNo;
 use crate::code::{Parity, xor_block};
 use crate::core::{Core, Purpose, Writes, count};
 use crate::layout::STRIPE_LOG_BLOCKS_MIN;
+use crate::member::Member;
 use crate::ondisk::{ENTRY_RECORDS_MAX, REGION_STRIPES, crc_of};
 use crate::stamps::{StampKind, stamp_parity, stamp_written};
 use crate::stripe::{Cell, StampSet, StripeCells, parity_slots, solve};
-use crate::stripe_log::{Record, Rest, has_bit, log_blocks, set_bit};
+use crate::stripe_log::{DiskMark, Record, Rest, TwinRecord, has_bit, log_blocks, set_bit};
 use crate::tools::lock;
 use crate::view::{GroupView, View};
 
@@ -124,8 +125,8 @@ impl Core {
             return Err(WriteError::GroupFailed { group, lost: 0, parity: 0 });
         };
         self.check_group(group)?;
-        let stamps = self.load_stamps(group, &regions).await;
-        self.drop_mute_disks(group, &stamps, &regions);
+        let mut stamps = self.load_stamps(group, &regions).await;
+        self.drop_mute_disks(group, &mut stamps, &regions);
 
         let mut jobs: Vec<Job> = stripes
             .into_iter()
@@ -155,7 +156,7 @@ impl Core {
         for ((job, outcome), cells) in jobs.iter().zip(&outcomes).zip(&mut cells) {
             self.stage_job(group, &stamps, job, outcome, cells, &mut writes);
         }
-        self.seal_stamps(group, &stamps, &mut writes);
+        self.seal_stamps(&stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
         self.settle().await?;
         drop(interval);
@@ -180,11 +181,22 @@ impl Core {
     }
 
     /// A disk whose stamps cannot be read cannot take part in a write: it would miss it.
-    fn drop_mute_disks(&self, group: &GroupView, stamps: &StampSet, regions: &[u64]) {
+    pub(crate) fn drop_mute_disks(
+        &self,
+        group: &GroupView,
+        stamps: &mut StampSet,
+        regions: &[u64],
+    ) {
         for (i, slot) in group.slots.iter().enumerate() {
-            let Some(member) = slot.writable() else { continue };
-            if regions.iter().any(|r| stamps.entry(i, r * REGION_STRIPES).is_none()) {
+            let mute =
+                |member: &&Arc<Member>| regions.iter().any(|r| !stamps.has(i, *r, member.uuid));
+            let disk = slot.writable().filter(mute);
+            let twin = slot.twin().map(|t| &t.member).filter(mute);
+            for member in disk.into_iter().chain(twin) {
                 self.kill(member);
+            }
+            if disk.is_some() {
+                stamps.leave_to_twin(i);
             }
         }
     }
@@ -234,13 +246,11 @@ impl Core {
         writes: &mut Writes,
     ) {
         let width = group.width();
-        for (i, slot) in group.slots.iter().enumerate().take(width) {
-            let Some(member) = slot.writable() else { continue };
+        for i in 0..width {
             let Some(entry) = stamps.entry(i, job.stripe) else { continue };
             match &job.new[i] {
                 Some(block) => {
-                    let at = member.layout.stripe_dbn(job.stripe);
-                    writes.of(member).blocks.insert(at, block.data.clone());
+                    writes.put(i, job.stripe, block.data.clone());
                     lock(entry).set(job.stripe, stamp_written(block.crc, block.tag));
                     count(&self.counters.data_blocks, 1);
                     // Not to be mended below.
@@ -251,11 +261,11 @@ impl Core {
                         continue;
                     }
                     lock(entry).set(job.stripe, Default::default());
+                    writes.touch(i, job.stripe);
                     count(&self.counters.fill_blocks, 1);
                 }
-                None => continue,
+                None => {}
             }
-            writes.touch(i, job.stripe);
         }
         for (i, diagonal) in parity_slots(group) {
             cells.cells[i] = Cell::Unread;
@@ -264,12 +274,10 @@ impl Core {
             if diagonal && mutant("diagonal-parity-stale") {
                 continue;
             }
-            let (Some(member), Some(block)) = (group.slots[i].writable(), block) else { continue };
-            let Some(entry) = stamps.entry(i, job.stripe) else { continue };
+            let (Some(entry), Some(block)) = (stamps.entry(i, job.stripe), block) else { continue };
             lock(entry).set(job.stripe, stamp_parity(crc_of(&block[..])));
-            writes.of(member).blocks.insert(member.layout.stripe_dbn(job.stripe), block.clone());
+            writes.put(i, job.stripe, block.clone());
             count(&self.counters.parity_blocks, 1);
-            writes.touch(i, job.stripe);
         }
         if let Some(old) = &outcome.old {
             let repaired = self.stage_repairs(group, stamps, cells, old, writes);
@@ -463,15 +471,25 @@ impl Job {
     fn record(&self, group: &GroupView, stamps: &StampSet, outcome: &Outcome) -> Record {
         let mut mask = self.before;
         let mut fresh = [0; 5];
+        let is_fresh = |slot: usize, disk: &Option<&Arc<Member>>| {
+            let entry = disk.and_then(|m| stamps.of(slot, self.stripe, m.uuid));
+            entry.is_some_and(|e| lock(e).is_fresh())
+        };
+        let mut twin = None;
         for (i, slot) in group.slots.iter().enumerate() {
             let data = i < self.new.len();
             if data && (self.path == Path::Full || self.new[i].is_some()) {
                 set_bit(&mut mask, slot.column.get());
             }
-            if stamps.entry(i, self.stripe).is_some_and(|e| lock(e).is_fresh()) {
+            if is_fresh(i, &slot.member.as_ref()) {
                 set_bit(&mut fresh, slot.column.get());
             }
+            if let Some(t) = &slot.twin {
+                let fresh = is_fresh(i, &Some(&t.member));
+                twin = Some(TwinRecord { disk: DiskMark::of(t.member.uuid), fresh });
+            }
         }
-        Record { group: group.group, stripe: self.stripe, mask, fresh, rest: outcome.rest.clone() }
+        let rest = outcome.rest.clone();
+        Record { group: group.group, stripe: self.stripe, mask, fresh, twin, rest }
     }
 }

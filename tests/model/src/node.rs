@@ -139,6 +139,8 @@ impl ModelNode {
             | Manage::DiskList
             | Manage::DiskAdd { .. }
             | Manage::DiskFail { .. }
+            | Manage::DiskReplace { .. }
+            | Manage::GroupKind { .. }
             | Manage::GroupGrow { .. }
             | Manage::GroupAdd { .. }
             | Manage::ScrubStart

@@ -11,8 +11,10 @@ use cairn_cf::{
     ManageError, Managed, Metric, ScrubReport, VolumeStatus,
 };
 use cairn_op::ObjectRef;
-use cairn_raid_api::{AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, PlaceOnDisk};
-use cairn_units::{BLOCK_BYTES_U64, Blocks, Fbn, Fsid, Generation, InodeNo, Lsn};
+use cairn_raid_api::{
+    AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, PlaceOnDisk, RaidKind,
+};
+use cairn_units::{BLOCK_BYTES_U64, Blocks, Fbn, Fsid, Generation, GroupNo, InodeNo, Lsn};
 use cairn_wafl_format::{
     BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK, Inode, VOLUME_NAME_BYTES_MAX, VOLUMES_MAX,
     VolumeRecord, VolumeSums,
@@ -64,6 +66,11 @@ impl Inner {
             Manage::DiskFail { disk } => {
                 self.admin()?.fail_disk(disk).await.map(|()| Managed::Done).map_err(refused)
             }
+            Manage::DiskReplace { disk, with } => {
+                let spare = self.admin()?.replace_disk(disk, with).await.map_err(refused)?;
+                Ok(Managed::DisksAdded(vec![spare]))
+            }
+            Manage::GroupKind { group, kind } => self.group_kind(group, &kind).await,
             Manage::GroupGrow { group } => {
                 let disk = self.admin()?.grow_group(group).await.map_err(refused)?;
                 // The next point counts the new blocks.
@@ -107,6 +114,23 @@ impl Inner {
         self.admin
             .as_ref()
             .ok_or_else(|| ManageError::Refused("this node has no disks to manage".to_owned()))
+    }
+
+    /// The log's copies follow the parity: a group that survives two failures would be of no use
+    /// to records that do not.
+    async fn group_kind(&self, group: GroupNo, kind: &str) -> Result<Managed, ManageError> {
+        let kind = match kind {
+            "raid4" => RaidKind::Raid4,
+            "raid_dp" => RaidKind::RaidDp,
+            other => return Err(ManageError::Refused(format!("no such RAID type: {other}"))),
+        };
+        self.admin()?.set_raid_kind(group, kind).await.map_err(refused)?;
+        if self.log_copies.is_none() {
+            let parity = self.aggr.geometry().groups.iter().map(|g| g.parity).max().unwrap_or(0);
+            self.log.set_copies((usize::from(parity) + 1).clamp(1, 4));
+        }
+        // The log goes on in a half that has its copies on the disks as they are now.
+        self.point().await
     }
 
     fn find(&self, fsid: Fsid) -> Result<Arc<Volume>, ManageError> {
@@ -279,23 +303,22 @@ impl Inner {
             .groups
             .iter()
             .map(|g| {
-                let states: Vec<ColumnState> = disks
-                    .iter()
-                    .filter(|d| d.position.is_some_and(|(group, _)| group == g.group))
-                    .map(|d| d.state)
-                    .chain(g.data.iter().map(|c| c.state))
-                    .collect();
-                let lost = disks
-                    .iter()
-                    .filter(|d| d.position.is_some_and(|(group, _)| group == g.group))
-                    .filter(|d| d.state != ColumnState::Online)
-                    .count();
+                let here = || {
+                    disks.iter().filter(|d| d.position.is_some_and(|(group, _)| group == g.group))
+                };
+                let copying = here().any(|d| d.role == DiskRole::Copy);
+                let members = || here().filter(|d| d.role != DiskRole::Copy);
+                let lost = members().filter(|d| d.state != ColumnState::Online).count();
+                let states: Vec<ColumnState> =
+                    members().map(|d| d.state).chain(g.data.iter().map(|c| c.state)).collect();
                 let state = if lost > usize::from(g.parity) {
                     "failed"
                 } else if states.contains(&ColumnState::Missing) {
                     "degraded"
                 } else if states.contains(&ColumnState::Rebuilding) {
                     "rebuilding"
+                } else if copying {
+                    "copying"
                 } else {
                     "normal"
                 };
@@ -461,9 +484,11 @@ fn disk_report(d: DiskStatus) -> DiskReport {
         DiskRole::Spare => "spare",
         DiskRole::Failed => "failed",
         DiskRole::Log => "log",
+        DiskRole::Copy => "copy",
     };
     let state = match d.state {
         ColumnState::Online => "online",
+        ColumnState::Rebuilding if d.role == DiskRole::Copy => "copying",
         ColumnState::Rebuilding => "rebuilding",
         ColumnState::Missing => "missing",
     };

@@ -215,6 +215,7 @@ impl StorageManager {
             world: world.clone(),
             aggr,
             admin,
+            log_copies: config.log_copies,
             log,
             engine: found.engine,
             volumes: found.volumes,

@@ -14,6 +14,7 @@
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cairn_raid_api::{LogAreaError, LogStore};
@@ -50,7 +51,8 @@ pub struct Nvlog {
 struct Shared {
     store: Arc<dyn LogStore>,
     log: LogId,
-    copies: usize,
+    /// Copies of the halves that are opened from now on.
+    copies: AtomicUsize,
     state: Mutex<State>,
     /// There may be something to write.
     work: Notify,
@@ -152,7 +154,7 @@ impl Nvlog {
         let shared = Arc::new(Shared {
             store,
             log: LogId { aggregate: options.aggregate, epoch },
-            copies: options.copies,
+            copies: AtomicUsize::new(options.copies),
             state: Mutex::new(state),
             work: Notify::new(),
             changed: Notify::new(),
@@ -190,7 +192,7 @@ impl Nvlog {
     fn open_next(&self) -> Result<HalfToken, SwitchError> {
         self.shared.lock().may_switch()?;
         // Not under the lock: the store has locks of its own.
-        let copies = self.shared.store.choose(self.shared.copies);
+        let copies = self.shared.store.choose(self.shared.copies.load(Ordering::Acquire));
         if copies.is_empty() {
             return Err(SwitchError::NoLogDevice);
         }
@@ -201,6 +203,15 @@ impl Nvlog {
         self.shared.work.notify_one();
         self.shared.changed.notify_waiters();
         Ok(half)
+    }
+
+    /// How many copies to keep of the halves that are opened from now on.
+    ///
+    /// # Panics
+    /// When `copies` is out of range: a fault of the caller.
+    pub fn set_copies(&self, copies: usize) {
+        assert!((1..=COPIES_MAX).contains(&copies), "1 to {COPIES_MAX} copies");
+        self.shared.copies.store(copies, Ordering::Release);
     }
 
     /// The newest half.

@@ -11,9 +11,9 @@ use utoipa::{IntoParams, OpenApi};
 
 use super::{Input, Params, prometheus};
 use crate::api::{
-    AggregateView, CheckStart, CheckView, CounterView, DiskAdd, DiskView, ExplainView,
-    ExportChange, ExportView, GroupAdd, JobView, ScrubView, StatusView, VolumeChange, VolumeCreate,
-    VolumeView,
+    AggregateView, CheckStart, CheckView, CounterView, DiskAdd, DiskReplace, DiskView, ExplainView,
+    ExportChange, ExportView, GroupAdd, JobView, RaidTypeChange, ScrubView, StatusView,
+    VolumeChange, VolumeCreate, VolumeView,
 };
 use crate::error::ApiError;
 use crate::jobs::Job;
@@ -56,9 +56,11 @@ pub(super) struct ExplainParams {
         disks,
         add_disks,
         fail_disk,
+        replace_disk,
         aggregates,
         add_group,
         grow_group,
+        set_raid_type,
         consistency_point,
         volumes,
         create_volume,
@@ -113,6 +115,17 @@ pub(super) async fn fail_disk(State(mhost): Node, Path(disk): Path<String>) -> A
     accepted(&mhost, job)
 }
 
+/// Copies a disk that still serves to a spare, which takes its place.
+#[utoipa::path(post, path = "/api/v1/disks/{disk}/replace", params(("disk" = String, Path, description = "identity of the disk")), request_body = DiskReplace, responses((status = 202, body = JobView), (status = "4XX", body = ApiError)))]
+pub(super) async fn replace_disk(
+    State(mhost): Node,
+    Path(disk): Path<String>,
+    Input(body): Input<DiskReplace>,
+) -> Accepted {
+    let job = mhost.replace_disk(&disk, body).await?;
+    accepted(&mhost, job)
+}
+
 /// All aggregates.
 #[utoipa::path(get, path = "/api/v1/aggregates", responses((status = 200, body = Vec<AggregateView>), (status = "4XX", body = ApiError)))]
 pub(super) async fn aggregates(State(mhost): Node) -> Answer<Vec<AggregateView>> {
@@ -130,6 +143,17 @@ pub(super) async fn add_group(State(mhost): Node, Input(body): Input<GroupAdd>) 
 #[utoipa::path(post, path = "/api/v1/aggregates/groups/{group}/grow", params(("group" = u16, Path, description = "number of the group")), responses((status = 202, body = JobView), (status = "4XX", body = ApiError)))]
 pub(super) async fn grow_group(State(mhost): Node, Path(group): Path<String>) -> Accepted {
     let job = mhost.grow_group(group_number(&group)?).await?;
+    accepted(&mhost, job)
+}
+
+/// Adds diagonal parity to a RAID group, from a spare, or drops it.
+#[utoipa::path(put, path = "/api/v1/aggregates/groups/{group}/raid-type", params(("group" = u16, Path, description = "number of the group")), request_body = RaidTypeChange, responses((status = 202, body = JobView), (status = "4XX", body = ApiError)))]
+pub(super) async fn set_raid_type(
+    State(mhost): Node,
+    Path(group): Path<String>,
+    Input(body): Input<RaidTypeChange>,
+) -> Accepted {
+    let job = mhost.set_raid_type(group_number(&group)?, body).await?;
     accepted(&mhost, job)
 }
 

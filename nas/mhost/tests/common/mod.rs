@@ -27,6 +27,10 @@ pub struct FakeDisk {
 pub struct Disks {
     pub disks: Vec<FakeDisk>,
     pub groups: Vec<u16>,
+    /// Layout of group 0.
+    pub kind: String,
+    /// The disk that is being copied, and its role.
+    pub copied: Option<(DiskUuid, &'static str)>,
     pub scrub: Option<u64>,
     pub scrubs: u64,
 }
@@ -62,7 +66,14 @@ impl FakeNode {
         let disks = vec![disk(1, "data"), disk(2, "data"), disk(3, "row parity"), disk(4, "spare")];
         Arc::new(Self {
             model: Arc::new(ModelNode::new(world.clone())),
-            disks: Mutex::new(Disks { disks, groups: vec![2], scrub: None, scrubs: 0 }),
+            disks: Mutex::new(Disks {
+                disks,
+                groups: vec![2],
+                kind: "raid4".to_owned(),
+                copied: None,
+                scrub: None,
+                scrubs: 0,
+            }),
             kill: Mutex::new(Kill::Never),
             changes: AtomicU64::new(0),
             hung: tokio::sync::Notify::new(),
@@ -87,6 +98,17 @@ impl FakeNode {
         for disk in &mut all.disks {
             disk.rebuild = disk.rebuild.map(|(n, t)| (n + 1, t)).filter(|(n, t)| n < t);
         }
+        let whole = all.disks.iter().any(|d| d.role == "copy" && d.rebuild.is_none());
+        if let Some((old, role)) = all.copied.filter(|_| whole) {
+            all.copied = None;
+            for disk in &mut all.disks {
+                if disk.role == "copy" {
+                    disk.role = role;
+                } else if disk.uuid == old {
+                    disk.role = "failed";
+                }
+            }
+        }
         out
     }
 
@@ -95,7 +117,7 @@ impl FakeNode {
         let rebuilding = all.disks.iter().any(|d| d.rebuild.is_some());
         let groups = all.groups.iter().zip(0u16..).map(|(n, group)| GroupReport {
             group: GroupNo::new(group),
-            kind: "raid4".to_owned(),
+            kind: all.kind.clone(),
             data_disks: *n,
             state: if rebuilding { "rebuilding" } else { "normal" }.to_owned(),
             size_bytes: 2 << 30,
@@ -155,6 +177,37 @@ impl FakeNode {
                 if let Some(spare) = all.disks.iter_mut().find(|d| d.role == "spare") {
                     (spare.role, spare.rebuild) = (role, Some((0, STRIPES)));
                 }
+                Ok(Managed::Done)
+            }
+            Manage::DiskReplace { disk, with } => {
+                let Some(role) = all.disks.iter().find(|d| d.uuid == disk).map(|d| d.role) else {
+                    return refused("no such disk");
+                };
+                if role == "failed" {
+                    return refused("copied twice");
+                }
+                if let Some(copy) = all.disks.iter().find(|d| d.role == "copy") {
+                    return Ok(Managed::DisksAdded(vec![copy.uuid]));
+                }
+                let fits = |d: &&mut FakeDisk| with.is_none_or(|w| w == d.uuid);
+                let spare = all.disks.iter_mut().filter(|d| d.role == "spare").find(fits);
+                let Some(spare) = spare else { return refused("no spare") };
+                (spare.role, spare.rebuild) = ("copy", Some((0, STRIPES)));
+                let uuid = spare.uuid;
+                all.copied = Some((disk, role));
+                Ok(Managed::DisksAdded(vec![uuid]))
+            }
+            Manage::GroupKind { group, kind } => {
+                if all.kind == kind {
+                    return Ok(Managed::Done);
+                }
+                assert_eq!(group.get(), 0);
+                if kind == "raid_dp" {
+                    let spare = all.disks.iter_mut().find(|d| d.role == "spare");
+                    let Some(spare) = spare else { return refused("no spare") };
+                    (spare.role, spare.rebuild) = ("diagonal parity", Some((0, STRIPES)));
+                }
+                all.kind = kind;
                 Ok(Managed::Done)
             }
             Manage::GroupGrow { group } => {

@@ -68,6 +68,8 @@ wire_enum!(Manage {
     17 => Counters,
     18 => CheckStart { only, repair },
     19 => CheckStatus,
+    20 => DiskReplace { disk, with },
+    21 => GroupKind { group, kind },
 });
 
 wire_enum!(Managed {

@@ -85,8 +85,8 @@ fn every_message_comes_back_as_it_was_sent() {
         };
         assert!(same_reply(&reply, &back), "seed {seed}");
     }
-    // 23 operations, 19 orders, 16 replies, 11 answers, 26 statuses, 7 refusals.
-    assert_eq!(seen.len(), 23 + 19 + 16 + 11 + 26 + 7, "{seen:?}");
+    // 23 operations, 21 orders, 16 replies, 11 answers, 26 statuses, 7 refusals.
+    assert_eq!(seen.len(), 23 + 21 + 16 + 11 + 26 + 7, "{seen:?}");
 }
 
 #[test]
