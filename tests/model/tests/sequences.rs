@@ -52,7 +52,7 @@ impl Lossy {
         Self { live, stable, fault, writes: Mutex::new(0) }
     }
     fn crashed(&self) -> Self {
-        let stable = self.stable.lock().unwrap();
+        let stable = self.stable.lock().expect("nothing panics while it holds this");
         Self {
             live: stable.fork(),
             stable: Mutex::new(stable.fork()),
@@ -61,14 +61,14 @@ impl Lossy {
         }
     }
     fn settle(&self) {
-        *self.stable.lock().unwrap() = self.live.fork();
+        *self.stable.lock().expect("nothing panics while it holds this") = self.live.fork();
     }
     fn run(&self, mut ctx: OpCtx, mut op: Op<ObjectRef>) -> OpResult<ObjectRef> {
         if self.fault == Fault::NoPermissions {
             ctx.cred = cairn_op::Credential::root();
         }
         if let (Fault::WrongByte, Op::Write { offset, data, .. }) = (self.fault, &mut op) {
-            let mut writes = self.writes.lock().unwrap();
+            let mut writes = self.writes.lock().expect("nothing panics while it holds this");
             *writes += 1;
             let mut bytes = data.to_vec();
             if writes.is_multiple_of(16) && !bytes.is_empty() {
@@ -93,7 +93,7 @@ impl Lossy {
         if commits && self.fault != Fault::CommitLies {
             self.settle();
         } else if !volatile {
-            drop(self.stable.lock().unwrap().run(&ctx, op));
+            drop(self.stable.lock().expect("nothing panics while it holds this").run(&ctx, op));
         }
         if let (Fault::OddVerifier, Ok(Reply::Written { verifier, .. })) = (self.fault, &mut reply)
         {
@@ -108,7 +108,9 @@ impl DModule for Lossy {
         Submitted::Ready(self.run(ctx, op))
     }
     fn manage(&self, request: Manage) -> BoxFuture<Result<Managed, ManageError>> {
-        drop(self.stable.lock().unwrap().manage(request.clone()));
+        drop(
+            self.stable.lock().expect("nothing panics while it holds this").manage(request.clone()),
+        );
         if request == Manage::ConsistencyPoint {
             self.settle();
         }
@@ -133,7 +135,7 @@ fn run_steps(
     let current = Mutex::new(node.clone());
     sim.block_on(run_sequence(sim.world(), node, Fsid::new(1), steps, async |event, old| {
         drop(old);
-        let mut current = current.lock().unwrap();
+        let mut current = current.lock().expect("nothing panics while it holds this");
         if event == Event::Restart {
             current.settle();
         }
@@ -193,7 +195,7 @@ struct Hangs {
 
 impl DModule for Hangs {
     fn file(&self, ctx: OpCtx, op: Op<ObjectRef>) -> Submitted<OpResult<ObjectRef>> {
-        let mut left = self.left.lock().unwrap();
+        let mut left = self.left.lock().expect("nothing panics while it holds this");
         if op.changes() {
             *left = left.saturating_sub(1);
         }

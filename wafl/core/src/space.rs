@@ -464,7 +464,7 @@ impl Space {
         let index = at.get() / BITS_PER_BLOCK;
         if !self.touched.contains_key(&index) {
             let before = match self.map.peek(Key::data(index)) {
-                Ok(block) => block.map_or(0, |b| ones(b)),
+                Ok(block) => block.map_or(0, ones),
                 Err(_) => panic!("map block {index} must be in memory"),
             };
             self.touched.insert(index, before);
@@ -597,7 +597,7 @@ impl Space {
         let mut now = 0;
         for index in self.touched.keys() {
             now += match self.map.peek(Key::data(*index)) {
-                Ok(block) => block.map_or(0, |b| ones(b)),
+                Ok(block) => block.map_or(0, ones),
                 Err(_) => 0,
             };
         }
