@@ -629,8 +629,8 @@ impl Space {
     /// The point is committed: what it freed may be given out.
     pub fn committed(&mut self, cp: CpCount) {
         match &mut self.held {
-            Some(held) => held.blocks.append(&mut self.freed),
-            None => self.freed.clear(),
+            Some(held) if !mutant("held-blocks-given-out") => held.blocks.append(&mut self.freed),
+            _ => self.freed.clear(),
         }
         self.touched.clear();
         self.taken = 0;

@@ -26,6 +26,8 @@ const DISKS: u16 = 8;
 const DISK_BYTES: u64 = 8 << 30;
 const ENTRIES: u64 = 10_000_000;
 const CACHE_BYTES: u64 = 1 << 30;
+/// Changes that are under way together.
+const DEPTH: usize = 64;
 const FSID: Fsid = Fsid::new(1);
 
 /// CPU time of this process so far.
@@ -93,6 +95,21 @@ async fn call(node: &Arc<dyn DModule>, op: Op<ObjectRef>) -> anyhow::Result<Repl
     node.file(ctx(), op).wait().await.map_err(|f| anyhow::anyhow!("{:?}", f.status))
 }
 
+/// Several operations at once, as many clients would send them: the log takes them together.
+async fn at_once(
+    node: &Arc<dyn DModule>,
+    ops: impl Iterator<Item = anyhow::Result<Op<ObjectRef>>>,
+) -> anyhow::Result<()> {
+    let mut under_way = Vec::with_capacity(DEPTH);
+    for op in ops {
+        under_way.push(node.file(ctx(), op?));
+    }
+    for one in under_way {
+        one.wait().await.map_err(|f| anyhow::anyhow!("{:?}", f.status))?;
+    }
+    Ok(())
+}
+
 fn name(i: u64) -> anyhow::Result<Name> {
     let text = format!("entry-{i:09}.dat");
     Name::new(Bytes::from(text)).map_err(|s| anyhow::anyhow!("{s:?}"))
@@ -119,10 +136,12 @@ async fn run(node: &Arc<dyn DModule>, all: u64) -> anyhow::Result<()> {
     let Reply::Made { obj: dir, .. } = made else { bail!("no directory") };
     println!("| phase | entries | CPU us each |\n|---|---|---|");
     let mut meter = Meter::new("create", all);
-    for i in 0..all {
-        let how = CreateHow::Guarded(SetAttrs::default());
-        call(node, Op::Create { dir, name: name(i)?, how }).await?;
-        meter.at(i + 1);
+    for first in (0..all).step_by(DEPTH) {
+        let end = all.min(first + DEPTH as u64);
+        let how = || CreateHow::Guarded(SetAttrs::default());
+        let op = |i| Ok(Op::Create { dir, name: name(i)?, how: how() });
+        at_once(node, (first..end).map(op)).await?;
+        meter.at(end);
     }
     node.manage(Manage::ConsistencyPoint).await?;
     let mut meter = Meter::new("look up, scattered", all);
@@ -153,9 +172,11 @@ async fn run(node: &Arc<dyn DModule>, all: u64) -> anyhow::Result<()> {
         ensure!(count == all, "{count} entries were listed");
     }
     let mut meter = Meter::new("remove", all);
-    for i in 0..all {
-        call(node, Op::Remove { dir, name: name(i)? }).await?;
-        meter.at(i + 1);
+    for first in (0..all).step_by(DEPTH) {
+        let end = all.min(first + DEPTH as u64);
+        let op = |i| Ok(Op::Remove { dir, name: name(i)? });
+        at_once(node, (first..end).map(op)).await?;
+        meter.at(end);
     }
     node.manage(Manage::ConsistencyPoint).await?;
     Ok(())
