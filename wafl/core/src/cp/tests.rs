@@ -112,6 +112,28 @@ fn a_freed_block_is_given_out_after_the_point_that_freed_it() {
 }
 
 #[test]
+fn a_block_freed_under_a_hold_is_given_out_only_when_the_hold_is_given_up() {
+    let (_sim, aggr, _node) = with_volume(5);
+    let mut space = Space::new(aggr.geometry());
+    space.read_counts().expect("an empty file has no blocks to load");
+    space.reserve_zero();
+    let mut last = None;
+    while let Ok(at) = space.take() {
+        space.put(at, Block::zero(), Crc::new(0), BlockTag::default());
+        last = Some(at);
+    }
+    let freed = last.expect("there was a free block");
+    let walk = Arc::new(crate::check::Progress::default());
+    space.hold(walk.clone());
+    space.free(freed);
+    space.close();
+    space.committed(CpCount::new(1));
+    let stopped = || walk.stop.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((space.free_blocks(), stopped()), (0, false), "somebody may still read {freed:?}");
+    assert_eq!((space.take().ok(), stopped()), (Some(freed), true), "writers come first");
+}
+
+#[test]
 fn the_container_map_decides_once_a_block_was_moved() {
     let (_sim, _aggr, node) = with_volume(4);
     let volume = node.inner.volume(FSID).expect("it is there");
