@@ -232,7 +232,8 @@ fn interrupted(
     let sim = SimWorld::new(seed);
     let left = Mutex::new(20 + seed % 60);
     let node = Arc::new(Hangs { inner: ModelNode::new(sim.world()), left, applied });
-    let mut runner = sim.block_on(Runner::new(sim.world(), node.clone(), Fsid::new(1))).expect("a runner");
+    let mut runner =
+        sim.block_on(Runner::new(sim.world(), node.clone(), Fsid::new(1))).expect("a runner");
     for step in steps_from_seed(seed, 300) {
         if poll_once(runner.step(&step)).is_some() {
             continue;
