@@ -74,6 +74,12 @@ struct OpenTetris {
     stripes: BTreeMap<u64, StripeWrite>,
 }
 
+/// Blocks held back at the most (they take memory): 32 GiB of data.
+#[cfg(not(test))]
+const HELD_BLOCKS_MAX: usize = 8 << 20;
+#[cfg(test)]
+const HELD_BLOCKS_MAX: usize = 10_000;
+
 /// Blocks that a committed root reaches and a later one does not, while somebody walks the first.
 #[derive(Debug)]
 struct Held {
@@ -631,6 +637,9 @@ impl Space {
         match &mut self.held {
             Some(held) if !mutant("held-blocks-given-out") => held.blocks.append(&mut self.freed),
             _ => self.freed.clear(),
+        }
+        if self.held.as_ref().is_some_and(|h| h.blocks.len() > HELD_BLOCKS_MAX) {
+            self.give_up_hold();
         }
         self.touched.clear();
         self.taken = 0;

@@ -107,7 +107,7 @@ impl Inner {
                     return Err(error);
                 }
             };
-            let done = {
+            let ended = {
                 let mut status = self.check.status();
                 if round == 0 {
                     status.found = audit.count;
@@ -115,20 +115,22 @@ impl Inner {
                 status.audit = audit.clone();
                 audit.findings.is_empty() || !repair
             };
-            let mended = match done {
-                true => 0,
-                false => self.repair(&mut engine, &audit, whole).await,
-            };
-            engine.space.release();
-            drop(engine);
-            if mended == 0 {
-                self.end_quiet();
+            if ended {
+                engine.space.release();
                 return Ok(());
             }
+            let mended = self.repair(&mut engine, &audit, whole).await;
+            engine.space.release();
+            drop(engine);
             self.check.status().repaired += mended;
+            // Also when nothing counts as mended: a repair that was not finished may have changed
+            // something on its way, and no log record may build on that before it is on disk.
             let committed = self.cp_now().await;
             self.end_quiet();
             committed.map_err(|e| e.to_string())?;
+            if mended == 0 {
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -142,8 +144,9 @@ impl Inner {
         let Some(root) = self.aggr.root() else { return Ok((Audit::default(), true)) };
         let (audit, whole) = check_root(&self.aggr, &root.bytes, only, progress).await;
         if progress.stop.load(Ordering::Relaxed) {
-            return Err("space ran short while the check held blocks back: free some space, \
-                        then start it again"
+            return Err("clients needed the blocks that were held back for the check, or there \
+                        were too many of them: start it again when there is more free space or \
+                        less to write"
                 .to_owned());
         }
         Ok((audit, whole))

@@ -89,7 +89,11 @@ impl Inner {
         if let Finding::Orphan { ino, generation, .. } = finding {
             return self.adopt(&volume, *ino, *generation).await;
         }
-        if let Finding::Directory { dir, generation, .. } = finding {
+        if let Finding::Directory { fsid, dir, generation, .. } = finding {
+            if !self.has_room_for(&volume, *dir).await {
+                tracing::error!(%fsid, %dir, "no space to make the directory anew");
+                return false;
+            }
             self.load_directory(&volume, *dir, *generation).await;
         }
         let time = self.world.clock.wall();
@@ -122,6 +126,17 @@ impl Inner {
                 return false;
             }
         }
+    }
+
+    /// Whether every block of a directory may become dirty: the point must not run out of space.
+    async fn has_room_for(&self, volume: &Arc<Volume>, dir: InodeNo) -> bool {
+        let mut blocks = 0;
+        self.in_volume(volume, |st| {
+            blocks = st.load_inode(dir)?.inode.size.div_ceil(cairn_units::BLOCK_BYTES_U64);
+            Ok(false)
+        })
+        .await;
+        blocks <= self.allowance(self.reserve())
     }
 
     /// Loads all blocks of a directory; those that cannot be read become zeros.
