@@ -435,8 +435,11 @@ pub struct Check {
     /// Put right what can be put right
     #[arg(long)]
     pub repair: bool,
+    /// Read the data of all files too, and compare it with its checksums
+    #[arg(long)]
+    pub data: bool,
     /// Show what the last check found, and start none
-    #[arg(long, conflicts_with_all = ["volume", "repair", "disks"])]
+    #[arg(long, conflicts_with_all = ["volume", "repair", "data", "disks"])]
     pub status: bool,
     /// Disks of a node that is stopped: check them without it
     #[arg(long, num_args = 1.., value_name = "DISK", conflicts_with = "volume")]

@@ -256,7 +256,8 @@ impl Session {
         if command.status {
             return self.get("check", |c: &CheckView| table::check(c));
         }
-        let body = CheckStart { volume: command.volume, repair: command.repair };
+        let body =
+            CheckStart { volume: command.volume, repair: command.repair, data: command.data };
         self.begin("POST", "check", &body, command.follow)
     }
 
@@ -297,7 +298,7 @@ pub fn run(args: Args) -> Done {
         Command::Scrub(command) => session(&target)?.scrub(command),
         Command::Check(command) if !command.disks.is_empty() => {
             cairn_node::daemon::init_log("warn");
-            print(&cairn_node::offline::check(&command.disks, command.repair)?)
+            print(&cairn_node::offline::check(&command.disks, command.repair, command.data)?)
         }
         Command::Check(command) => session(&target)?.check(command),
         Command::Job(Job::List) => session(&target)?.get("jobs", |j: &Vec<JobView>| table::jobs(j)),

@@ -271,6 +271,9 @@ pub struct CheckStart {
     /// Put right what can be.
     #[serde(default)]
     pub repair: bool,
+    /// Read the data of all files too.
+    #[serde(default)]
+    pub data: bool,
 }
 
 /// The check.

@@ -106,6 +106,9 @@ pub enum JobKind {
         fsid: Option<u64>,
         /// Put right what can be.
         repair: bool,
+        /// Read the data of all files too.
+        #[serde(default)]
+        data: bool,
     },
     /// Watches a rebuild that began by itself.
     Rebuild,
@@ -147,10 +150,11 @@ impl JobKind {
             Self::GroupGrow { group, .. } => format!("grow RAID group {group}"),
             Self::GroupAdd { disks, .. } => format!("form a RAID group of {disks} disks"),
             Self::Scrub => "scrub".to_owned(),
-            Self::Check { volume, repair, .. } => {
+            Self::Check { volume, repair, data, .. } => {
                 let what =
                     volume.as_ref().map_or("the aggregate".to_owned(), |v| format!("volume {v}"));
-                format!("check {what}{}", if *repair { " and repair it" } else { "" })
+                let data = if *data { " with all data" } else { "" };
+                format!("check {what}{data}{}", if *repair { " and repair it" } else { "" })
             }
             Self::Rebuild => "rebuild".to_owned(),
         }

@@ -309,12 +309,12 @@ impl MHost {
     /// # Errors
     /// 404 for an unknown volume, 409 when one is running.
     pub fn start_check(self: &Arc<Self>, request: CheckStart) -> Result<Job, ApiError> {
-        let CheckStart { volume, repair } = request;
+        let CheckStart { volume, repair, data } = request;
         let fsid = match &volume {
             Some(name) => Some(self.volume(name)?.fsid),
             None => None,
         };
-        self.submit(|_| Ok(JobKind::Check { volume, fsid, repair }))
+        self.submit(|_| Ok(JobKind::Check { volume, fsid, repair, data }))
     }
 
     /// Runs a consistency point and waits for it.

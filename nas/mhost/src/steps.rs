@@ -103,7 +103,9 @@ impl MHost {
             JobKind::GroupGrow { group, data_disks } => self.grow(*group, *data_disks).await,
             JobKind::GroupAdd { disks, groups } => self.form_group(*disks, *groups).await,
             JobKind::Scrub => self.scrub(job.id).await,
-            JobKind::Check { fsid, repair, .. } => self.check(job.id, *fsid, *repair).await,
+            JobKind::Check { fsid, repair, data, .. } => {
+                self.check(job.id, *fsid, (*repair, *data)).await
+            }
             JobKind::Rebuild => self.watch_rebuild(job.id).await,
         }
     }
@@ -313,9 +315,15 @@ impl MHost {
         }
     }
 
-    async fn check(&self, job: u64, fsid: Option<u64>, repair: bool) -> Result<String, ApiError> {
+    async fn check(
+        &self,
+        job: u64,
+        fsid: Option<u64>,
+        (repair, data): (bool, bool),
+    ) -> Result<String, ApiError> {
         if !self.check_report().await?.running {
-            self.manage(Manage::CheckStart { only: fsid.map(Fsid::new), repair }).await?;
+            let only = fsid.map(Fsid::new);
+            self.manage(Manage::CheckStart { only, repair, data }).await?;
         }
         loop {
             let report = self.check_report().await?;

@@ -35,11 +35,12 @@ pub enum OfflineError {
     Findings(String),
 }
 
-/// Checks what lies on `disks`; with `repair`, replays the log and puts right what can be.
+/// Checks what lies on `disks`; with `repair`, replays the log and puts right what can be; with
+/// `data`, reads the data of all files too.
 ///
 /// # Errors
 /// See [`OfflineError`]; findings that are left are one.
-pub fn check(disks: &[PathBuf], repair: bool) -> Result<String, OfflineError> {
+pub fn check(disks: &[PathBuf], repair: bool, data: bool) -> Result<String, OfflineError> {
     crate::daemon::runtime()?.block_on(async {
         let world = cairn_sys::real::world(tokio::runtime::Handle::current())?;
         let config = StorageConfig {
@@ -51,16 +52,16 @@ pub fn check(disks: &[PathBuf], repair: bool) -> Result<String, OfflineError> {
             spares: 0,
         };
         match repair {
-            true => repair_all(&world, &config).await,
-            false => look(&world, &config).await,
+            true => repair_all(&world, &config, data).await,
+            false => look(&world, &config, data).await,
         }
     })
 }
 
-async fn look(world: &World, config: &StorageConfig) -> Result<String, OfflineError> {
+async fn look(world: &World, config: &StorageConfig, data: bool) -> Result<String, OfflineError> {
     let aggregate = open_aggregate(world, config, &[], Formation::Refused).await?;
     let below: Arc<dyn Aggregate> = aggregate.clone();
-    let audit = cairn_wafl_core::audit(&below).await;
+    let audit = cairn_wafl_core::audit(&below, data).await;
     aggregate.shutdown();
     let mut out = format!(
         "{} volumes, {} inodes, {} blocks checked, {} findings\n",
@@ -72,10 +73,14 @@ async fn look(world: &World, config: &StorageConfig) -> Result<String, OfflineEr
     if audit.count == 0 { Ok(out) } else { Err(OfflineError::Findings(out)) }
 }
 
-async fn repair_all(world: &World, config: &StorageConfig) -> Result<String, OfflineError> {
+async fn repair_all(
+    world: &World,
+    config: &StorageConfig,
+    data: bool,
+) -> Result<String, OfflineError> {
     let storage = Storage::open(world, config, &[], Formation::Refused).await?;
     let node = storage.dmodule();
-    let report = run(world, &node).await;
+    let report = run(world, &node, data).await;
     drop(node);
     storage.shutdown().await?;
     let report = report?;
@@ -91,9 +96,14 @@ async fn repair_all(world: &World, config: &StorageConfig) -> Result<String, Off
     if report.left == 0 { Ok(out) } else { Err(OfflineError::Findings(out)) }
 }
 
-async fn run(world: &World, node: &Arc<dyn DModule>) -> Result<CheckReport, OfflineError> {
+async fn run(
+    world: &World,
+    node: &Arc<dyn DModule>,
+    data: bool,
+) -> Result<CheckReport, OfflineError> {
     let failed = |e: cairn_cf::ManageError| OfflineError::NoResult(e.to_string());
-    node.manage(Manage::CheckStart { only: None, repair: true }).await.map_err(failed)?;
+    let start = Manage::CheckStart { only: None, repair: true, data };
+    node.manage(start).await.map_err(failed)?;
     loop {
         match node.manage(Manage::CheckStatus).await.map_err(failed)? {
             Managed::Check(CheckReport { failed: Some(reason), running: false, .. }) => {

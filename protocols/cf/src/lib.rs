@@ -78,6 +78,8 @@ pub enum Manage {
         only: Option<Fsid>,
         /// Put right what can be.
         repair: bool,
+        /// Read the data of all files too, and compare it with its checksums.
+        data: bool,
     },
     /// How the check stands.
     CheckStatus,

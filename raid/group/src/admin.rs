@@ -76,9 +76,10 @@ impl Core {
         if config.records() > CONFIG_RECORDS_MAX {
             return Err(refused(&location, "the aggregate has as many disks as it can have"));
         }
-        config.generation += 1;
         let io = |error: DiskError| refused(&location, error);
-        format_areas(&disk, uuid, &layout, &config).await.map_err(io)?;
+        // The configuration in force, in which the disk does not count: the next one is written to
+        // all disks alike, and by nobody else, so that no two contents bear one generation.
+        format_areas(&disk, uuid, &layout, &view.config).await.map_err(io)?;
         write_labels(&disk, uuid, &layout, &config).await.map_err(io)?;
         let mut members = view.members.clone();
         members.insert(uuid, fresh_member(uuid, disk, layout));

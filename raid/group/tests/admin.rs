@@ -113,3 +113,33 @@ fn spares_that_do_not_fit_are_refused_with_a_reason() {
     assert!(matches!(refused, Err(AdminError::Refused { .. })));
     assert!(bench.cp(50));
 }
+
+/// A configuration of one generation is the same on every disk: the new disk may not hold one of
+/// its own, which only the rest of the change would have made that of the others.
+#[test]
+fn an_addition_cut_anywhere_leaves_one_configuration_of_a_generation() {
+    let mut cuts = 0;
+    for seed in 0..30 {
+        for order in 1.. {
+            let mut bench = Bench::new(seed, Shape { disks: 4, ..Shape::dp() });
+            assert!(bench.cp(20));
+            let disk = bench.shelve("n0");
+            bench.disks.push(disk);
+            let agg = bench.agg();
+            bench.sim.cut_power_at(order);
+            let through = bench.sim.block_on_or_cut(agg.add_spares(vec!["n0".to_owned()]));
+            bench.sim.cancel_cut();
+            if let Some(added) = through {
+                added.expect("added");
+                break;
+            }
+            cuts += 1;
+            bench.reattach();
+            bench.open().expect("open");
+            bench.adopt_root();
+            bench.verify();
+            bench.scrub_is_clean();
+        }
+    }
+    assert!(cuts > 300, "only {cuts} orders were cut");
+}

@@ -42,7 +42,7 @@ pub fn check(images: &[Image], promise: &Promise, starts: u8, seed: u64) -> Resu
     let machine = Machine::start(&start).context("the node does not start")?;
     compare(&machine, promise)?;
     let aggr: Arc<dyn Aggregate> = machine.aggr.clone();
-    let report = machine.sim.block_on(audit(&aggr));
+    let report = machine.sim.block_on(audit(&aggr, true));
     if !report.findings.is_empty() {
         bail!("the committed state does not add up: {:#?}", report.findings);
     }

@@ -12,13 +12,13 @@ use bytes::Bytes;
 use cairn_cf::{DModule, Manage, Managed};
 use cairn_model::sequence::{Runner, Twin, TwinOp};
 use cairn_op::{CreateHow, Name, Op, SetAttrs, Stability, XattrHow};
-use cairn_raid_api::AggregateAdmin;
+use cairn_raid_api::{Aggregate, AggregateAdmin};
 use cairn_raid_disk::Disk;
 use cairn_raid_group::{CreateOptions, OpenOptions, RaidAggregate, RaidKind};
 use cairn_sim::SimWorld;
 use cairn_sys::Payload;
 use cairn_units::{BLOCK_BYTES_U64, Blocks, Fsid};
-use cairn_wafl_core::{StorageConfig, StorageManager};
+use cairn_wafl_core::{StorageConfig, StorageManager, audit};
 
 use crate::disk::{Manner, TapeDisk};
 use crate::image::Image;
@@ -26,13 +26,15 @@ use crate::image::Image;
 /// The smallest disk there is.
 pub const DISK_BLOCKS: Blocks = Blocks::new(4096);
 /// NV log area that leaves a group of few stripes: allocation meets what is in use already, stripes
-/// are written in part, and freed blocks are near. The one for the degraded group leaves more.
+/// are written in part, and freed blocks are near. The one for the degraded group leaves so few that
+/// a consistency point goes over all of them, and meets what it has just freed.
 const LOG_BLOCKS_LARGE: Blocks = Blocks::new(3320);
-const LOG_BLOCKS_DEGRADED: Blocks = Blocks::new(2800);
+const LOG_BLOCKS_DEGRADED: Blocks = Blocks::new(3320);
 /// NV log area whose halves fill within a workload.
 const LOG_BLOCKS_SMALL: Blocks = Blocks::new(96);
-/// Blocks of the file that takes up places in the stripes; half of them are freed again.
-const FILLER_BLOCKS: u64 = 60;
+/// Stripes of a tetris: so few that a consistency point chooses places again and again, and meets
+/// what it has just freed.
+const TETRIS_STRIPES: u64 = 2;
 /// Memory of a node.
 const CACHE_BLOCKS: usize = 256;
 /// The volume that workloads change.
@@ -96,6 +98,14 @@ impl Shape {
         match self {
             Self::Raid4 | Self::RaidDp | Self::RaidDpSmallLog => 0,
             Self::RaidDpDegraded => 2,
+        }
+    }
+    /// Blocks of the file that takes up places in the stripes, and of how many of them one is freed
+    /// again.
+    fn filler(self) -> (u64, u64) {
+        match self {
+            Self::Raid4 | Self::RaidDpSmallLog => (60, 2),
+            Self::RaidDp | Self::RaidDpDegraded => (60, 6),
         }
     }
     fn log_blocks(self) -> Blocks {
@@ -166,11 +176,21 @@ impl Machine {
         let options = OpenOptions { aggregate: None, opener: Some(opener(&disks)) };
         let opened = RaidAggregate::open(sim.world(), drivers(&disks), options);
         let aggr = sim.block_on(opened).map_err(|e| anyhow!("the aggregate: {e}"))?;
+        // What was committed is whole by itself, whatever the log holds.
+        let below: Arc<dyn Aggregate> = aggr.clone();
+        let committed = sim.block_on(audit(&below, true)).findings;
+        if !committed.is_empty() {
+            bail!("the committed state, before replay: {committed:#?}");
+        }
         Self::mount(sim, disks, aggr)
     }
 
     fn mount(sim: SimWorld, disks: Vec<Arc<TapeDisk>>, aggr: Arc<RaidAggregate>) -> Result<Self> {
-        let config = StorageConfig { cache_blocks: CACHE_BLOCKS, log_copies: None };
+        let config = StorageConfig {
+            cache_blocks: CACHE_BLOCKS,
+            log_copies: None,
+            tetris_stripes: TETRIS_STRIPES,
+        };
         let opened = StorageManager::open(sim.world(), aggr.clone(), Some(aggr.clone()), config);
         let node = sim.block_on(opened).map_err(|e| anyhow!("the volumes: {e}"))?;
         Ok(Self { sim, disks, aggr, node: Arc::new(node) })
@@ -319,12 +339,12 @@ async fn furnish(main: &mut Runner) -> Result<Objects> {
     Ok(Objects { root, a, b, f, g, h })
 }
 
-/// A file on stripes of its own, with half of its blocks freed again: holes everywhere.
-async fn riddle(second: &mut Runner) -> Result<()> {
+/// A file on stripes of its own, with some of its blocks freed again: holes everywhere.
+async fn riddle(second: &mut Runner, (blocks, freed_one_in): (u64, u64)) -> Result<()> {
     const AT_ONCE: u64 = 30;
     let root = second.root();
     let file = make_file(second, root, "filler", &[]).await?;
-    for block in (0..FILLER_BLOCKS).step_by(usize::try_from(AT_ONCE)?) {
+    for block in (0..blocks).step_by(usize::try_from(AT_ONCE)?) {
         let offset = block * BLOCK_BYTES_U64;
         let data = bytes(9, offset, usize::try_from(AT_ONCE * BLOCK_BYTES_U64)?);
         let stability = Stability::FileSync;
@@ -335,7 +355,7 @@ async fn riddle(second: &mut Runner) -> Result<()> {
     attached.manage(Manage::ConsistencyPoint).await?;
     second.attach(attached);
     // Not every second one: blocks go column by column, and holes would be whole stripes.
-    for block in (0..FILLER_BLOCKS).filter(|b| crate::image::mix(*b).is_multiple_of(2)) {
+    for block in (0..blocks).filter(|b| crate::image::mix(*b).is_multiple_of(freed_one_in)) {
         let (offset, count) = (block * BLOCK_BYTES_U64, BLOCK_BYTES_U64);
         let punch = |obj| Op::Punch { obj, offset, count };
         second.operate(TwinOp::one(file, punch)).await?;
@@ -382,13 +402,24 @@ impl Bench {
         let mut main = machine.sim.block_on(Runner::new(world.clone(), node.clone(), MAIN))?;
         let mut second = machine.sim.block_on(Runner::new(world, node, SECOND))?;
         main.expect_whole_writes();
+        machine.sim.block_on(riddle(&mut second, shape.filler()))?;
+        // A node that starts goes over the stripes from the first on: what is furnished now lies
+        // between the blocks of the filler, and where consistency points of workloads end.
+        for runner in [&mut main, &mut second] {
+            drop(runner.release());
+            runner.settled();
+        }
+        let images = machine.stop()?;
+        let start = Start { images: &images, seed: seed + 1, starts: 1, manner: Manner::Instant };
+        let machine = Machine::start(&start)?;
+        main.attach(machine.dmodule());
+        second.attach(machine.dmodule());
         let objects = machine.sim.block_on(furnish(&mut main))?;
         machine.sim.block_on(async {
             let root = second.root();
             make_file(&mut second, root, "kept", &[(0, 5000)]).await
         })?;
         machine.manage(Manage::ConsistencyPoint)?;
-        machine.sim.block_on(riddle(&mut second))?;
         for runner in [&mut main, &mut second] {
             drop(runner.release());
             runner.settled();
@@ -397,7 +428,7 @@ impl Bench {
         images.drain(..shape.pulled());
         images.push(Image::default());
         // What was pulled is missed, and everything settles.
-        let start = Start { images: &images, seed: seed + 1, starts: 1, manner: Manner::Instant };
+        let start = Start { images: &images, seed: seed + 2, starts: 2, manner: Manner::Instant };
         let machine = Machine::start(&start)?;
         let volumes = volumes_of(&machine)?;
         let images = machine.stop()?;

@@ -32,7 +32,8 @@ use crate::patch::{Patch, describe, patches};
 const DISKS: usize = 4;
 const DISK_BLOCKS: u64 = 8192;
 const FSID: Fsid = Fsid::new(1);
-const CONFIG: StorageConfig = StorageConfig { cache_blocks: 1024, log_copies: None };
+const CONFIG: StorageConfig =
+    StorageConfig { cache_blocks: 1024, log_copies: None, tetris_stripes: 64 };
 
 /// An aggregate that gives out another root than it holds, and notes what is read.
 struct Forged {

@@ -94,7 +94,11 @@ async fn open_manager(
     aggregate: &Arc<RaidAggregate>,
     shape: &Shape,
 ) -> Result<Arc<StorageManager>, StartError> {
-    let config = StorageConfig { cache_blocks: shape.cache_blocks, log_copies: None };
+    let config = StorageConfig {
+        cache_blocks: shape.cache_blocks,
+        log_copies: None,
+        tetris_stripes: shape.tetris_stripes,
+    };
     let below: Arc<dyn Aggregate> = aggregate.clone();
     let admin: Arc<dyn AggregateAdmin> = aggregate.clone();
     match StorageManager::open(world.clone(), below, Some(admin), config).await {
@@ -133,7 +137,7 @@ impl Machine {
             .map_err(|e| StartError::Refused(format!("aggregate: {e}")))?;
         if walk == Walk::Yes {
             let below: Arc<dyn Aggregate> = aggregate.clone();
-            let findings = audit(&below).await.findings;
+            let findings = audit(&below, true).await.findings;
             if !findings.is_empty() {
                 let texts = findings.iter().map(ToString::to_string).collect();
                 return Err(StartError::Audit(texts));

@@ -182,6 +182,8 @@ pub struct Shape {
     pub volume_blocks: u64,
     /// Memory for clean blocks, in blocks.
     pub cache_blocks: usize,
+    /// Stripes that are put together at once, at the most.
+    pub tetris_stripes: u64,
     /// Clients.
     pub clients: u8,
     /// Mean pause of a client between operations, in milliseconds.
@@ -284,6 +286,8 @@ fn shape(rng: &mut Rng) -> Shape {
         pace_ms: [0, 20, 200, 1500][rng.index(4)],
         tiny: tiny || disks * 8192 < 40_000,
         silent: rng.one_in(2),
+        // Not drawn with the rest: what a seed stood for before stays the same.
+        tetris_stripes: 64,
     }
 }
 
@@ -291,7 +295,8 @@ impl Plan {
     /// The plan of a seed.
     pub fn of_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x0077_6f72_6c64);
-        let shape = shape(&mut rng);
+        let mut shape = shape(&mut rng);
+        shape.tetris_stripes = [1, 2, 5, 64][Rng::new(seed ^ 0x7465_7472).index(4)];
         let per_client = 15 + rng.below(60);
         let mut ops = Vec::new();
         for client in 0..shape.clients {

@@ -489,7 +489,7 @@ impl Run {
         self.after_crash()?;
         let Some(machine) = &self.machine else { return violated("no machine") };
         let below: Arc<dyn Aggregate> = machine.aggregate.clone();
-        let report = self.on_machine(async move { audit(&below).await })?;
+        let report = self.on_machine(async move { audit(&below, true).await })?;
         match report {
             Some(report) if report.findings.is_empty() => Ok(()),
             other => violated(format!("the committed state does not add up: {other:?}")),

@@ -97,11 +97,11 @@ impl Inner {
                     parity_mismatches: s.parity_mismatches,
                 }))
             }
-            Manage::CheckStart { only, repair } => {
+            Manage::CheckStart { only, repair, data } => {
                 if let Some(fsid) = only {
                     self.find(fsid)?;
                 }
-                self.start_check(only, repair);
+                self.start_check(crate::check::Scope { only, data }, repair);
                 Ok(Managed::Done)
             }
             Manage::CheckStatus => Ok(Managed::Check(self.check_report())),

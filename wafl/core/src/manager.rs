@@ -27,6 +27,7 @@ use crate::cache::{Cache, CacheEntry};
 use crate::check::live::Check;
 use crate::counters::Counters;
 use crate::cp::{CpError, Engine};
+use crate::space::TETRIS_STRIPES_MAX;
 use crate::tree::Evicted;
 use crate::volume::{FileId, Miss, Stop, VolState};
 
@@ -47,11 +48,13 @@ pub struct StorageConfig {
     pub cache_blocks: usize,
     /// Copies of the log; the default is one more than the disks that a group may lose.
     pub log_copies: Option<usize>,
+    /// Stripes that are put together at once at the most, 1 to 64 (tests take few).
+    pub tetris_stripes: u64,
 }
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { cache_blocks: 65_536, log_copies: None }
+        Self { cache_blocks: 65_536, log_copies: None, tetris_stripes: TETRIS_STRIPES_MAX }
     }
 }
 

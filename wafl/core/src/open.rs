@@ -23,7 +23,7 @@ use crate::StorageManager;
 use crate::change::Change;
 use crate::cp::{CpError, Engine};
 use crate::manager::{Inner, LoadError, Parts, StorageConfig, Volume, cp_task, reap_task};
-use crate::space::{Space, SpaceFile};
+use crate::space::{Space, SpaceFile, TETRIS_STRIPES_MAX};
 use crate::sums::Balance;
 use crate::tree::{Key, TreeMiss};
 use crate::volume::{Stop, VolState};
@@ -190,7 +190,8 @@ impl StorageManager {
         admin: Option<Arc<dyn AggregateAdmin>>,
         config: StorageConfig,
     ) -> Result<Self, OpenError> {
-        let found = read_root(&aggr).await?;
+        let mut found = read_root(&aggr).await?;
+        found.engine.space.tetris_stripes = config.tetris_stripes.clamp(1, TETRIS_STRIPES_MAX);
         let uuid = aggr.geometry().aggregate;
         let position = match found.engine.log_position {
             None => None,

@@ -32,7 +32,7 @@ use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::bit_place;
 
 /// Stripes of a tetris at the most.
-const TETRIS_STRIPES_MAX: u64 = 64;
+pub(crate) const TETRIS_STRIPES_MAX: u64 = 64;
 /// Stripes of an allocation area in new aggregates.
 pub(crate) const AREA_STRIPES: u32 = 1024;
 /// Clean map blocks that stay in memory between consistency points.
@@ -96,6 +96,8 @@ pub(crate) struct Space {
     /// Only when the others may not have room enough; it changes between consistency points.
     use_missing: bool,
     area_stripes: u64,
+    /// Stripes of a tetris at the most.
+    pub tetris_stripes: u64,
     pvbn_end: u64,
     /// Free blocks of each area, by group.
     counts: Vec<Vec<u32>>,
@@ -154,6 +156,7 @@ impl Space {
             counts_version: None,
             use_missing: false,
             area_stripes: u64::from(area_stripes),
+            tetris_stripes: TETRIS_STRIPES_MAX,
             pvbn_end,
             counts: Vec::new(),
             map,
@@ -400,7 +403,7 @@ impl Space {
             }
             let (group, first, end) = (area.group, area.next_stripe, area.end_stripe);
             let columns = self.geometry.groups[group].data.len().max(1) as u64;
-            let depth = self.expected.div_ceil(columns).clamp(1, TETRIS_STRIPES_MAX);
+            let depth = self.expected.div_ceil(columns).clamp(1, self.tetris_stripes);
             let end = end.min(first + depth);
             let (window, stripes) =
                 self.window_of(group, first, end).map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;

@@ -66,7 +66,7 @@ wire_enum!(Manage {
     15 => ScrubStatus,
     16 => Explain { obj, fbn },
     17 => Counters,
-    18 => CheckStart { only, repair },
+    18 => CheckStart { only, repair, data },
     19 => CheckStatus,
     20 => DiskReplace { disk, with },
     21 => GroupKind { group, kind },

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use cairn_units::{Cookie, Crc, Fsid, Generation, InodeNo, Pvbn, Vvbn};
+use cairn_units::{Cookie, Crc, Fbn, Fsid, Generation, InodeNo, Pvbn, Vvbn};
 use cairn_wafl_format::VolumeSums;
 
 /// Findings after which a check stops collecting; it still counts them.
@@ -46,6 +46,19 @@ pub enum Finding {
         fsid: Option<Fsid>,
         /// File it belongs to.
         what: Owner,
+        /// Where it lies.
+        pvbn: Pvbn,
+        /// Why.
+        error: String,
+    },
+    /// A block of a file's data cannot be read, or is not what was written.
+    Data {
+        /// Volume.
+        fsid: Fsid,
+        /// The file.
+        ino: InodeNo,
+        /// Block of the file.
+        fbn: Fbn,
         /// Where it lies.
         pvbn: Pvbn,
         /// Why.
@@ -285,6 +298,7 @@ impl Finding {
         match self {
             Self::Root { .. }
             | Self::Unreadable { .. }
+            | Self::Data { .. }
             | Self::Structure { .. }
             | Self::NamedTwice { .. }
             | Self::VvbnNamedTwice { .. }
@@ -309,6 +323,7 @@ impl Finding {
             | Self::Structure { fsid, .. }
             | Self::NamedTwice { fsid, .. } => *fsid,
             Self::VvbnNamedTwice { fsid, .. }
+            | Self::Data { fsid, .. }
             | Self::VolumeMark { fsid, .. }
             | Self::Container { fsid, .. }
             | Self::InodeMark { fsid, .. }
@@ -338,6 +353,9 @@ impl fmt::Display for Finding {
             Self::Root { error } => write!(f, "the root cannot be read: {error}"),
             Self::Unreadable { what, pvbn, error, .. } => {
                 write!(f, "block {pvbn} of {what} cannot be read: {error}")
+            }
+            Self::Data { ino, fbn, pvbn, error, .. } => {
+                write!(f, "block {fbn} of the data of inode {ino}, at {pvbn}: {error}")
             }
             Self::Structure { what, .. } => f.write_str(what),
             Self::NamedTwice { what, pvbn, .. } => {

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use cairn_cf::{CheckFinding, CheckReport};
 use cairn_units::Fsid;
 
-use super::{Audit, Finding, Progress, check_root};
+use super::{Audit, Finding, Progress, Scope, check_root};
 use crate::manager::Inner;
 
 /// Rounds of walking and repairing: what one mends can show what it hid.
@@ -72,7 +72,8 @@ impl Check {
 
 impl Inner {
     /// Starts a check of one volume or of everything; one that runs goes on.
-    pub(crate) fn start_check(self: &Arc<Self>, only: Option<Fsid>, repair: bool) {
+    pub(crate) fn start_check(self: &Arc<Self>, scope: Scope, repair: bool) {
+        let only = scope.only;
         {
             let mut status = self.check.status();
             if status.running {
@@ -84,7 +85,7 @@ impl Inner {
         self.world.spawn.spawn(
             "check",
             Box::pin(async move {
-                let failed = this.check(only, repair).await.err();
+                let failed = this.check(scope, repair).await.err();
                 let mut status = this.check.status();
                 status.failed = failed;
                 status.running = false;
@@ -92,13 +93,13 @@ impl Inner {
         );
     }
 
-    async fn check(&self, only: Option<Fsid>, repair: bool) -> Result<(), String> {
+    async fn check(&self, scope: Scope, repair: bool) -> Result<(), String> {
         for round in 0..ROUNDS_MAX {
             let progress = Arc::new(Progress::default());
             *self.check.progress() = progress.clone();
             // What is in memory only is not on disk yet: the point before the walk shows it.
             self.engine.lock().await.space.hold(progress.clone());
-            let walked = self.walk(only, &progress).await;
+            let walked = self.walk(scope, &progress).await;
             let mut engine = self.engine.lock().await;
             let (audit, whole) = match walked {
                 Ok(walked) => walked,
@@ -135,14 +136,10 @@ impl Inner {
         Ok(())
     }
 
-    async fn walk(
-        &self,
-        only: Option<Fsid>,
-        progress: &Arc<Progress>,
-    ) -> Result<(Audit, bool), String> {
+    async fn walk(&self, scope: Scope, progress: &Arc<Progress>) -> Result<(Audit, bool), String> {
         self.cp_now().await.map_err(|e| e.to_string())?;
         let Some(root) = self.aggr.root() else { return Ok((Audit::default(), true)) };
-        let (audit, whole) = check_root(&self.aggr, &root.bytes, only, progress).await;
+        let (audit, whole) = check_root(&self.aggr, &root.bytes, scope, progress).await;
         if progress.stop.load(Ordering::Relaxed) {
             return Err("clients needed the blocks that were held back for the check, or there \
                         were too many of them: start it again when there is more free space or \

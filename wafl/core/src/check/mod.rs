@@ -64,23 +64,32 @@ impl Audit {
     }
 }
 
-/// Walks the committed state of an aggregate of a stopped or quiet node.
-pub async fn audit(aggr: &Arc<dyn Aggregate>) -> Audit {
-    let Some(slot) = aggr.root() else { return Audit::default() };
-    check_root(aggr, &slot.bytes, None, &Progress::default()).await.0
+/// What a walk covers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Scope {
+    /// One volume, and not the aggregate's own maps; none for everything.
+    pub only: Option<Fsid>,
+    /// The data of files is read and compared with its checksums.
+    pub data: bool,
 }
 
-/// Walks the state that the root in `bytes` leads to; with `only`, of one volume (the aggregate's
-/// own maps are then left out). Answers also whether everything that leads to blocks was read.
+/// Walks the committed state of an aggregate of a stopped or quiet node; with `data`, reads the
+/// data of all files too.
+pub async fn audit(aggr: &Arc<dyn Aggregate>, data: bool) -> Audit {
+    let Some(slot) = aggr.root() else { return Audit::default() };
+    check_root(aggr, &slot.bytes, Scope { only: None, data }, &Progress::default()).await.0
+}
+
+/// Walks the state that the root in `bytes` leads to, as far as `scope` goes. Answers also whether everything that leads to blocks was read.
 pub(crate) async fn check_root(
     aggr: &Arc<dyn Aggregate>,
     bytes: &[u8],
-    only: Option<Fsid>,
+    scope: Scope,
     progress: &Progress,
 ) -> (Audit, bool) {
-    let mut walk = Walk::new(aggr, progress);
+    let mut walk = Walk::new(aggr, scope.data, progress);
     match AggregateRoot::decode(bytes) {
-        Ok(root) => walk.root(&root, only).await,
+        Ok(root) => walk.root(&root, scope.only).await,
         Err(error) => {
             walk.whole = false;
             walk.out.add(Finding::Root { error: error.to_string() });

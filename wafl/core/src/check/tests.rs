@@ -46,7 +46,7 @@ impl Rig {
         let options = CreateOptions::new(RaidKind::RaidDp, 0);
         let made = RaidAggregate::create(sim.world(), disks, options);
         let aggr = sim.block_on(made).expect("an aggregate is made");
-        let config = StorageConfig { cache_blocks: 2048, log_copies: None };
+        let config = StorageConfig { cache_blocks: 2048, ..StorageConfig::default() };
         let opened = StorageManager::open(sim.world(), aggr.clone(), None, config);
         let node = Arc::new(sim.block_on(opened).expect("the volumes open"));
         let create = Manage::VolumeCreate { fsid: FSID, name: "v".to_owned(), size_bytes: 8 << 20 };
@@ -127,7 +127,7 @@ impl Rig {
         self.sim.block_on(self.node.manage(Manage::ConsistencyPoint)).expect("a point");
     }
     fn audit(&self) -> Vec<Finding> {
-        self.sim.block_on(audit(&self.aggr)).findings
+        self.sim.block_on(audit(&self.aggr, true)).findings
     }
 
     /// Damages the volume as a broken memory would, and commits it.
@@ -145,7 +145,7 @@ impl Rig {
     }
 
     fn check(&self, repair: bool) -> CheckReport {
-        let start = Manage::CheckStart { only: None, repair };
+        let start = Manage::CheckStart { only: None, repair, data: true };
         self.sim.block_on(self.node.manage(start)).expect("a check starts");
         loop {
             self.sim.run_for(core::time::Duration::from_millis(50));
@@ -181,7 +181,7 @@ impl Rig {
 fn a_sound_volume_has_no_findings_while_clients_write() {
     let rig = Rig::new(1);
     let file = rig.lookup(rig.root, "sub").and_then(|d| rig.lookup(d, "file")).expect("there");
-    let start = Manage::CheckStart { only: None, repair: true };
+    let start = Manage::CheckStart { only: None, repair: true, data: true };
     rig.sim.block_on(rig.node.manage(start)).expect("a check starts");
     let mut points = 0;
     loop {
@@ -393,6 +393,33 @@ fn what_two_files_name_is_reported_and_left_alone() {
     let report = rig.check(true);
     assert!(report.left > 0);
     assert!(report.findings.iter().any(|f| f.severity == Severity::Damage.name()));
+}
+
+#[test]
+fn data_that_is_not_what_was_written_is_found_when_it_is_read() {
+    let rig = Rig::new(23);
+    let ino = rig.ino(&["sub", "file"]);
+    rig.damage(|st| {
+        let ptr = st.file(ino).tree.ptr(Key::data(3)).expect("in memory");
+        let dirtied = st.file_mut(ino).tree.edit(3, |_| ());
+        st.account(dirtied, Default::default());
+        st.touch(ino);
+        // What lies there is another block than the one that the file names.
+        let crc = cairn_wafl_format::block_crc(&Block::zero());
+        let other = cairn_wafl_format::BlockPtr { crc, ..ptr };
+        st.file_mut(ino).tree.place(Key::data(3), other, cairn_units::CpCount::new(0));
+    });
+    let fits = |f: &Finding| {
+        matches!(f, Finding::Data { fsid: FSID, ino: found, fbn, .. }
+            if *found == ino && fbn.get() == 3)
+    };
+    let found = rig.audit();
+    assert!(matches!(&found[..], [one] if fits(one)), "{found:#?}");
+    let structures = rig.sim.block_on(audit(&rig.aggr, false));
+    assert_eq!(structures.findings, Vec::new(), "only who reads the data sees it");
+    let report = rig.check(true);
+    assert_eq!((report.found, report.repaired, report.left), (1, 0, 1));
+    assert_eq!(report.findings[0].severity, Severity::Damage.name());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cairn_raid_api::Aggregate;
 use cairn_sys::Block;
-use cairn_units::Fsid;
+use cairn_units::{Fbn, Fsid, InodeNo};
 use cairn_wafl_format::{
     AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, Inode, VolumeRecord,
 };
@@ -41,11 +41,14 @@ pub(crate) struct Walk<'a> {
     named: Bits,
     /// Everything that leads to other blocks could be read.
     pub whole: bool,
+    /// The data of files is read too.
+    data: bool,
 }
 
 impl<'a> Walk<'a> {
-    pub fn new(aggr: &'a Arc<dyn Aggregate>, progress: &'a Progress) -> Self {
-        Self { aggr, out: Audit::default(), progress, named: Bits::default(), whole: true }
+    pub fn new(aggr: &'a Arc<dyn Aggregate>, data: bool, progress: &'a Progress) -> Self {
+        let (out, named) = (Audit::default(), Bits::default());
+        Self { aggr, out, progress, named, whole: true, data }
     }
 
     pub fn stopped(&self) -> bool {
@@ -101,6 +104,12 @@ impl<'a> Walk<'a> {
             count += batch.len() as u64;
             self.name(fsid, owner, &batch, names).await;
             if first.level == 0 {
+                if let (true, Some(fsid), Owner::File(ino)) = (self.data, fsid, owner) {
+                    self.data(fsid, ino, &batch).await;
+                }
+                if self.stopped() {
+                    return count;
+                }
                 continue;
             }
             let mut next = Vec::new();
@@ -113,6 +122,16 @@ impl<'a> Walk<'a> {
             walk.below(next);
             if self.stopped() {
                 return count;
+            }
+        }
+    }
+
+    /// Reads data, which the RAID layer compares with the checksums of its pointers.
+    async fn data(&mut self, fsid: Fsid, ino: InodeNo, batch: &[At]) {
+        for (at, block) in read(self.aggr, batch).await {
+            if let Err(error) = block {
+                let (fbn, pvbn) = (Fbn::new(at.index), at.ptr.pvbn);
+                self.out.add(Finding::Data { fsid, ino, fbn, pvbn, error });
             }
         }
     }

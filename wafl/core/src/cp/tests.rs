@@ -19,7 +19,7 @@ fn with_volume(seed: u64) -> (SimWorld, Arc<RaidAggregate>, StorageManager) {
     let options = CreateOptions::new(RaidKind::RaidDp, 0);
     let made = RaidAggregate::create(sim.world(), disks, options);
     let aggr = sim.block_on(made).expect("an aggregate is made");
-    let config = StorageConfig { cache_blocks: 2048, log_copies: None };
+    let config = StorageConfig { cache_blocks: 2048, ..StorageConfig::default() };
     let opened = StorageManager::open(sim.world(), aggr.clone(), None, config);
     let node = sim.block_on(opened).expect("the volumes open");
     let volume = Manage::VolumeCreate { fsid: FSID, name: "v".to_owned(), size_bytes: 1 << 20 };

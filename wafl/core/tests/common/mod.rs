@@ -27,7 +27,7 @@ impl Rig {
         let disks: Vec<SimDisk> = (0..disks)
             .map(|i| sim.disk(SimDiskConfig::new(&format!("d{i}"), Blocks::new(disk_blocks))))
             .collect();
-        let config = StorageConfig { cache_blocks: 2048, log_copies: None };
+        let config = StorageConfig { cache_blocks: 2048, ..StorageConfig::default() };
         let mut rig = Self { sim, disks, config, aggr: None, node: None };
         let options = CreateOptions::new(raid, 0);
         let made = RaidAggregate::create(rig.sim.world(), rig.drivers(), options);
@@ -95,7 +95,7 @@ impl Rig {
     /// The committed state adds up.
     pub fn check(&self) {
         let aggr: Arc<dyn Aggregate> = self.aggr.clone().expect("open");
-        let report = self.sim.block_on(audit(&aggr));
+        let report = self.sim.block_on(audit(&aggr, true));
         assert!(report.findings.is_empty(), "{:#?}", report.findings);
     }
 
