@@ -16,16 +16,19 @@ mod input;
 pub mod message;
 mod metrics;
 mod output;
+mod pace;
 mod pending;
 mod replay;
 mod server;
 mod service;
+mod shortage;
 mod stream;
 mod udp;
 pub mod xdr;
 
 pub use config::{
-    CONNECTION_REQUESTS_MAX, Limits, RECEIVE_BUFFER_BYTES, REQUEST_BYTES, ServerConfig,
+    CONNECTION_REQUESTS_MAX, Limits, Progress, RECEIVE_BUFFER_BYTES, REQUEST_BYTES,
+    SCARCE_WAIT_MAX, ServerConfig,
 };
 pub use metrics::{LATENCY_BUCKETS, MetricsSnapshot, ProcedureMetrics};
 pub use server::{RunningServer, StartError, StreamServer, start};
