@@ -34,4 +34,4 @@ pub use metrics::{LATENCY_BUCKETS, MetricsSnapshot, ProcedureMetrics};
 pub use server::{RunningServer, StartError, StreamServer, start};
 pub use service::{Body, Call, Cost, Outcome, PayloadPlan, Plan, Replay, Service};
 pub use stream::Stream;
-pub use udp::{RunningUdp, answer_datagram, start_udp};
+pub use udp::{AMPLIFICATION_MAX, RunningUdp, answer_datagram, start_udp};
