@@ -213,5 +213,10 @@ fn at_the_limit_the_longest_waiting_goes_and_a_newcomer_is_answered() {
             let served = server.answers().await;
             assert!(served || n < 10, "newcomer {n} is not answered");
         }
+        let open = |s: &&TcpStream| {
+            s.try_read(&mut [0; 1]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+        };
+        let left = idle.iter().filter(open).count();
+        assert!(left <= CONNECTIONS_MAX, "{left} connections");
     });
 }

@@ -21,7 +21,7 @@ use axum::extract::{ConnectInfo, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::serve::{IncomingStream, Listener};
-use cairn_sys::{BoxFuture, Clock};
+use cairn_sys::{BoxFuture, Clock, mutant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::BODY_BYTES_MAX;
@@ -38,6 +38,8 @@ const ROOM: usize = 8;
 const _: () = assert!(ROOM < CONNECTIONS_MAX);
 /// A connection that has waited for less time keeps its place.
 const WAIT_MIN_NANOS: u64 = 250_000_000;
+/// Least time between two log lines about refused connections.
+const WARN_INTERVAL_NANOS: u64 = 1_000_000_000;
 /// No time.
 const NEVER: u64 = u64::MAX;
 
@@ -132,6 +134,7 @@ impl<T> Guarded<T> {
         }
         match self.place.since() {
             NEVER => Ok(()),
+            _ if mutant("rest-waits-for-ever") => Ok(()),
             since => {
                 let deadline = since.saturating_add(nanos(REQUEST_TIME));
                 self.reading.check(&*self.place.clock, deadline, cx)
@@ -216,11 +219,13 @@ pub(super) struct Guarding<L> {
     clock: Arc<dyn Clock>,
     places: Places,
     next: u64,
+    refused: u64,
+    warned_at: u64,
 }
 
 impl<L: Listener> Guarding<L> {
     pub(super) fn new(inner: L, clock: Arc<dyn Clock>) -> Self {
-        Self { inner, clock, places: Places::default(), next: 0 }
+        Self { inner, clock, places: Places::default(), next: 0, refused: 0, warned_at: 0 }
     }
 
     /// `None` when there are too many.
@@ -236,8 +241,18 @@ impl<L: Listener> Guarding<L> {
                 longest.evict();
             }
         }
-        if places.len() >= CONNECTIONS_MAX {
-            tracing::warn!("REST: connection refused: there are {CONNECTIONS_MAX} already");
+        if places.len() >= CONNECTIONS_MAX && !mutant("rest-connections-not-counted") {
+            drop(places);
+            self.refused += 1;
+            // A flood must not fill the log.
+            if now >= self.warned_at.saturating_add(WARN_INTERVAL_NANOS) {
+                self.warned_at = now;
+                tracing::warn!(
+                    "REST: connection refused: there are {CONNECTIONS_MAX} already ({} refused so \
+                     far)",
+                    self.refused
+                );
+            }
             return None;
         }
         let place = Arc::new(Place {
