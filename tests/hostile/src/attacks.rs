@@ -34,6 +34,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) seed: u64,
     /// Connections of the largest attack.
     pub(crate) crowd: usize,
+    /// Connections that the node takes.
+    pub(crate) connections_max: u64,
     /// Directory of the attacks.
     pub(crate) dir: Handle,
     /// A file in it, of [`FILE_BYTES`].

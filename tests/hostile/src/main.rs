@@ -4,7 +4,7 @@
 //! shares no code with it.
 //!
 //! ```text
-//! cairn-hostile --cairn PROGRAM --work DIR [--seconds N] [--seed N] [--long] [--only ATTACK]...
+//! cairn-hostile --cairn PROGRAM --work DIR [--seconds N] [--seed N] [--long] [--only ATTACK|few]...
 //! ```
 //! Beside each attack an honest client works, which must never wait longer than a bound, lose its
 //! connection or read a wrong byte. The node's memory and descriptors stay under what its limits
@@ -29,8 +29,8 @@ use clock::Bell;
 use honest::LATENCY_MAX;
 use node::{Counters, Node, Usage};
 
-/// Connections that the node takes (`connections_max` of the RPC server).
-const CONNECTIONS_MAX: u64 = 4096;
+/// Descriptors of the node that has few, and its attack.
+const FEW: (u64, &str) = (640, "thousands");
 /// Connections of the largest attack, where the machine allows as many.
 const CROWD: u64 = 5000;
 /// Descriptors of this program beside its attacks.
@@ -72,14 +72,15 @@ fn options() -> Result<Options> {
             other => bail!("{other:?} is no option, see the source"),
         }
     }
-    let unknown = only.iter().find(|name| ALL.iter().all(|a| a.name != name.as_str()));
+    let unknown =
+        only.iter().find(|name| *name != "few" && ALL.iter().all(|a| a.name != name.as_str()));
     ensure!(unknown.is_none(), "no attack {unknown:?}");
     let (cairn, work) = (cairn.context("--cairn is missing")?, work.context("--work is missing")?);
     Ok(Options { cairn, work, seconds, seed, long, only })
 }
 
 /// Raises this program's limit on descriptors; the connections that fit into the largest attack.
-fn crowd() -> Result<usize> {
+fn crowd() -> Result<(usize, u64)> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
@@ -91,7 +92,7 @@ fn crowd() -> Result<usize> {
              not {CROWD}"
         );
     }
-    Ok(usize::try_from(crowd)?)
+    Ok((usize::try_from(crowd)?, there))
 }
 
 /// What an attack came to.
@@ -168,7 +169,7 @@ fn one(node: &mut Node, attack: &Attack, ground: &Ground<'_>) -> Result<()> {
     node.is_well()?;
     let seen = seen?;
     let connections = (attack.connections)(ground) as u64;
-    let taken = connections.min(CONNECTIONS_MAX);
+    let taken = connections.min(node.connections_max);
     let bound = Usage {
         rss: before.0.rss + attack.payload + taken * CONNECTION_BYTES + SLACK_BYTES,
         fds: before.0.fds + taken + SLACK_DESCRIPTORS,
@@ -200,11 +201,38 @@ fn one(node: &mut Node, attack: &Attack, ground: &Ground<'_>) -> Result<()> {
     Ok(())
 }
 
-/// All attacks on one node. Returns how many passed and failed.
-fn all(options: &Options) -> Result<(u32, u32)> {
-    let crowd = crowd()?;
-    let mut node = Node::start(&options.cairn, &options.work)?;
+/// Attacks a new node, then has it checked and stopped.
+fn siege(
+    options: &Options,
+    (name, descriptors): (&str, u64),
+    crowd: usize,
+    attacks: &[&Attack],
+    tell: &mut impl FnMut(&str, Result<()>),
+) -> Result<()> {
+    let mut node = Node::start(&options.cairn, &options.work, name, descriptors)?;
     let (dir, file) = attacks::prepare(&node.address)?;
+    for attack in attacks {
+        let (address, bell) = (node.address.clone(), Bell::default());
+        let ground = Ground {
+            address: &address,
+            bell: &bell,
+            time: Duration::from_secs_f64(options.seconds),
+            seed: options.seed,
+            crowd,
+            connections_max: node.connections_max,
+            dir: dir.clone(),
+            file: file.clone(),
+        };
+        tell(attack.name, one(&mut node, attack, &ground));
+    }
+    tell("check", node.check().inspect(|()| println!("PASS the node's own check finds nothing")));
+    tell("stop", node.stop().inspect(|()| println!("PASS the node stops cleanly")));
+    Ok(())
+}
+
+/// All attacks. Returns how many passed and failed.
+fn all(options: &Options) -> Result<(u32, u32)> {
+    let (crowd, descriptors) = crowd()?;
     let (mut passed, mut failed) = (0, 0);
     let mut tell = |name: &str, done: Result<()>| match done {
         Ok(()) => passed += 1,
@@ -214,26 +242,20 @@ fn all(options: &Options) -> Result<(u32, u32)> {
             failed += 1;
         }
     };
+    let named = |name: &str| options.only.iter().any(|only| only == name);
     let chosen = |a: &&Attack| match options.only.is_empty() {
         true => options.long || !a.long,
-        false => options.only.iter().any(|name| name == a.name),
+        false => named(a.name),
     };
-    for attack in ALL.iter().filter(chosen) {
-        let address = node.address.clone();
-        let bell = Bell::default();
-        let ground = Ground {
-            address: &address,
-            bell: &bell,
-            time: Duration::from_secs_f64(options.seconds),
-            seed: options.seed,
-            crowd,
-            dir: dir.clone(),
-            file: file.clone(),
-        };
-        tell(attack.name, one(&mut node, attack, &ground));
+    let attacks: Vec<&Attack> = ALL.iter().filter(chosen).collect();
+    if !attacks.is_empty() {
+        siege(options, ("node", descriptors), crowd, &attacks, &mut tell)?;
     }
-    tell("check", node.check().inspect(|()| println!("PASS the node's own check finds nothing")));
-    tell("stop", node.stop().inspect(|()| println!("PASS the node stops cleanly")));
+    if options.only.is_empty() || named("few") {
+        println!("a node with {} descriptors:", FEW.0);
+        let attacks: Vec<&Attack> = ALL.iter().filter(|a| a.name == FEW.1).collect();
+        siege(options, ("few", FEW.0), 1000, &attacks, &mut tell)?;
+    }
     Ok((passed, failed))
 }
 

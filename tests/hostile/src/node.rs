@@ -17,6 +17,10 @@ const START_TIME: Duration = Duration::from_secs(60);
 const STOP_TIME: Duration = Duration::from_secs(60);
 /// Buffer cache of the node.
 const CACHE: &str = "64MiB";
+/// Connections that a node takes (`connections_max` of the RPC server).
+const CONNECTIONS_MAX: u64 = 4096;
+/// Descriptors that it keeps for everything else (`nas/node/src/descriptors.rs`).
+const KEPT_DESCRIPTORS: u64 = 512;
 
 /// Where the node answers.
 #[derive(Clone, Debug)]
@@ -34,6 +38,8 @@ pub(crate) struct Node {
     log: PathBuf,
     child: Child,
     pub(crate) address: Address,
+    /// Connections of NFS that it takes.
+    pub(crate) connections_max: u64,
 }
 
 /// What it costs at a moment.
@@ -102,10 +108,13 @@ impl Address {
 }
 
 impl Node {
-    /// Starts a new node in `dir`.
-    pub(crate) fn start(cairn: &Path, work: &Path) -> Result<Self> {
-        let (dir, log) = (work.join("demo"), work.join("node.log"));
-        let mut child = Command::new(cairn)
+    /// Starts a new node called `name` below `work`, with so many descriptors.
+    pub(crate) fn start(cairn: &Path, work: &Path, name: &str, descriptors: u64) -> Result<Self> {
+        let (dir, log) = (work.join(name), work.join(format!("{name}.log")));
+        // The shell sets the limit; there is no other safe way to do it between fork and exec.
+        let mut child = Command::new("sh")
+            .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &descriptors.to_string()])
+            .arg(cairn)
             .args(["demo", "--fresh", "--disks", "5", "--disk-size", "512MiB", "--cache", CACHE])
             .args(["--nfs-port", "0", "--rest-port", "0", "--dir"])
             .arg(&dir)
@@ -141,7 +150,9 @@ impl Node {
         let rest = rest.strip_prefix("http://").context("REST is not on TCP")?.parse()?;
         let token = fs::read_to_string(text("token_file")?)?.trim().to_owned();
         let address = Address { nfs: target.nfs(), target, rest, token };
-        Ok(Self { cairn: cairn.to_owned(), dir, log, child, address })
+        let left = descriptors.saturating_sub(KEPT_DESCRIPTORS).max(descriptors / 2);
+        let connections_max = left.min(CONNECTIONS_MAX);
+        Ok(Self { cairn: cairn.to_owned(), dir, log, child, address, connections_max })
     }
 
     fn proc(&self, name: &str) -> PathBuf {
