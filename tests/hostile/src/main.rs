@@ -97,7 +97,8 @@ fn crowd() -> Result<(usize, u64)> {
 
 /// What an attack came to.
 struct Seen {
-    note: String,
+    /// What the attack says itself: the node's answers, or what was wrong with them.
+    note: Result<String>,
     honest: honest::Report,
     peak: Usage,
 }
@@ -128,7 +129,7 @@ fn run(node: &Node, attack: &Attack, ground: &Ground<'_>) -> Result<Seen> {
         // The honest client's complaint comes first: it is what matters.
         let honest = honest?;
         let peak = Usage { fds: fds?, rss: node.peak_rss()? };
-        Ok(Seen { note: note?, honest, peak })
+        Ok(Seen { note, honest, peak })
     })
 }
 
@@ -177,6 +178,7 @@ fn one(node: &mut Node, attack: &Attack, ground: &Ground<'_>) -> Result<()> {
     let Seen { note, honest, peak } = seen;
     ensure!(peak.rss <= bound.rss, "{} MiB of memory, at most {}", peak.rss >> 20, bound.rss >> 20);
     ensure!(peak.fds <= bound.fds, "{} descriptors, at most {}", peak.fds, bound.fds);
+    let note = note?;
     ensure!(honest.rounds > 0, "the honest client never got round");
     let after = calm(node, before)?;
     node.is_well()?;

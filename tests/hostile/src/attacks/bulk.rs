@@ -9,6 +9,11 @@ use cairn_rawclient::rpc::record;
 use super::{FILE_BYTES, Ground, read_arguments, write_arguments};
 use crate::foe::{Dice, Foe, connected};
 
+/// Beyond the time of every attack: long enough that a call of the honest client which waits for
+/// memory all the while has waited too long.
+const LATENCY_MAX: Duration = crate::honest::LATENCY_MAX;
+/// Beyond it for connections: long enough that idle ones may be asked for their places.
+const IDLE_TIME: Duration = Duration::from_secs(2);
 /// Pause between two looks at all connections.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -29,8 +34,7 @@ pub(super) fn half_writes(g: &Ground<'_>) -> Result<String> {
     };
     let before = g.address.counters()?;
     let mut foes = (0..480).map(make).collect::<Result<Vec<_>>>()?;
-    // Long enough that those who hold memory must have been cut off.
-    let (end, mut cut) = (g.end() + Duration::from_secs(3), 0);
+    let (end, mut cut) = (g.end() + LATENCY_MAX, 0);
     while !g.over(end, PAUSE) {
         for (n, (foe, sent)) in foes.iter_mut().enumerate() {
             if foe.is_closed()? {
@@ -62,7 +66,7 @@ pub(super) fn deaf(g: &Ground<'_>) -> Result<String> {
     };
     let before = g.address.counters()?;
     let mut foes = (0..96).map(make).collect::<Result<Vec<Foe>>>()?;
-    let end = g.end() + Duration::from_secs(3);
+    let end = g.end() + LATENCY_MAX;
     let (mut most, mut late) = (0, 0);
     while !g.over(end, PAUSE) {
         let now = g.address.counters()?;
@@ -99,22 +103,23 @@ pub(super) fn thousands(g: &Ground<'_>) -> Result<String> {
         opened += 1;
     }
     let most = g.address.counters()?;
-    let (end, mut turn) = (g.end(), 0);
+    let (end, mut turn) = (g.end() + IDLE_TIME, 0);
     while !g.over(end, Duration::ZERO) {
         for _ in 0..50 {
-            turn = (turn + 7) % foes.len();
+            // The silent ones; the others stay, and are idle.
+            turn = if turn + 3 < foes.len() { turn + 3 } else { 0 };
             let fresh = make(turn)?;
             core::mem::replace(&mut foes[turn], fresh).reset()?;
             opened += 1;
         }
     }
     let after = g.address.counters()?;
-    let crowded =
-        after.made_room - before.made_room + after.refused_connections - before.refused_connections;
+    let made_room = after.made_room - before.made_room;
+    let refused = after.refused_connections - before.refused_connections;
     let enough = g.crowd as u64 >= g.connections_max;
-    ensure!(!enough || crowded > 0, "the node was never at its limit");
+    ensure!(!enough || made_room > 0, "no idle connection made room, {refused} were refused");
     Ok(format!(
-        "{opened} connections, {} at a time in the node, {crowded} idle ones closed or turned away",
+        "{opened} connections, {} at a time in the node, {made_room} made room, {refused} refused",
         most.connections.max(after.connections)
     ))
 }
