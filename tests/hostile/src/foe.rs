@@ -109,6 +109,21 @@ impl Foe {
         Ok(closed)
     }
 
+    /// Whether the server has ended the connection, perhaps behind an answer, which is dropped.
+    pub(crate) fn is_closed_behind_an_answer(&mut self) -> Result<bool> {
+        self.0.set_nonblocking(true)?;
+        let mut dropped = [0; 4096];
+        let closed = loop {
+            match self.0.read(&mut dropped) {
+                Ok(0) => break true,
+                Ok(_) => {}
+                Err(e) => break e.kind() != ErrorKind::WouldBlock,
+            }
+        };
+        self.0.set_nonblocking(false)?;
+        Ok(closed)
+    }
+
     /// Ends the connection with a reset.
     pub(crate) fn reset(self) -> Result<()> {
         SockRef::from(&self.0).set_linger(Some(Duration::ZERO)).context("linger")

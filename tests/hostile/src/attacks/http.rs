@@ -124,7 +124,7 @@ pub(super) fn slow(g: &Ground<'_>) -> Result<String> {
     while !foes.is_empty() && !g.bell.rests(INTERVAL) {
         let mut left = Vec::new();
         for (bytes, at, mut foe) in foes {
-            if foe.is_closed()? {
+            if foe.is_closed_behind_an_answer()? {
                 continue;
             }
             let passed = began.elapsed();
