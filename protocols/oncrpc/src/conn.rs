@@ -733,6 +733,8 @@ impl<S: Service, T: Stream> Connection<S, T> {
             self.queued.pop_front();
         }
         self.answered = true;
+        // Calls that are made and answered in one poll are never seen in flight.
+        self.idle_since = None;
         self.bytes -= freed;
         self.shared.budget.give_back(freed);
     }

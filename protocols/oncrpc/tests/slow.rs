@@ -238,3 +238,27 @@ fn many_connections_of_one_address_do_not_push_out_those_of_another() {
     assert!(many.len() > 60, "{}", many.len());
     assert!(quiet.call(1, NULL, &[]).is_empty(), "the quiet one is still there");
 }
+
+#[test]
+fn a_connection_whose_calls_are_answered_at_once_is_not_idle() {
+    let f = Fixture::new(Limits { connections_max: 16, ..Limits::default() });
+    let mut quick = f.connect();
+    for xid in 0..20 {
+        // Twenty times nearly the time after which idle connections are closed.
+        f.clock.advance(Limits::default().idle_timeout - Duration::from_secs(2));
+        std::thread::yield_now();
+        assert!(quick.call(xid, NULL, &[]).is_empty());
+        assert!(!quick.is_closed_soon(), "call {xid}");
+    }
+    // Nor is it the longest idle one: the others, which made a call each, go first.
+    let mut others: Vec<Client> = (0..14).map(|_| f.connect()).collect();
+    for c in &mut others {
+        assert!(c.call(1, NULL, &[]).is_empty());
+    }
+    f.clock.advance(Duration::from_secs(5));
+    assert!(quick.call(99, NULL, &[]).is_empty());
+    f.clock.advance(Duration::from_secs(2));
+    let _newcomer = f.connect();
+    f.until("room", |f| f.server().metrics().made_room > 0);
+    assert!(quick.call(100, NULL, &[]).is_empty(), "it made its last call after the others");
+}
