@@ -17,6 +17,8 @@ pub(crate) const LATENCY_MAX: Duration = Duration::from_secs(5);
 const SMALL: usize = 20_000;
 const LARGE: usize = 1 << 20;
 const FILES: u64 = 16;
+/// Pause between two rounds: the node is to be attacked, not the disk below it.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How it went.
 #[derive(Clone, Debug, Default)]
@@ -108,7 +110,7 @@ pub(crate) fn work(address: &Address, name: &str, bell: &Bell) -> Result<Report>
     let mut client = told(Client::open(&address.target))?;
     let dir = told(client.make_dir(&root, name.as_bytes()))?;
     let mut honest = Honest { address, client, dir, report: Report::default() };
-    while !bell.rests(Duration::from_millis(1)) {
+    while !bell.rests(PAUSE) {
         honest.round(honest.report.rounds)?;
         honest.report.rounds += 1;
     }

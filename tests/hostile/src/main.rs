@@ -59,7 +59,7 @@ struct Options {
 fn options() -> Result<Options> {
     let mut words = std::env::args().skip(1);
     let (mut cairn, mut work, mut only) = (None, None, Vec::new());
-    let (mut seconds, mut seed, mut long) = (1.0, 1, false);
+    let (mut seconds, mut seed, mut long) = (0.5, 1, false);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value"));
         match word.as_str() {
