@@ -3,6 +3,7 @@
 //! Layer: the edge to the administrator; it only checks, calls the M-host and shows. Bodies are
 //! typed and refuse unknown fields; every error is `{"error": .., "what_to_do": ..}`.
 
+mod guard;
 mod handlers;
 mod prometheus;
 mod token;
@@ -17,12 +18,15 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use cairn_sys::Clock;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::error::ApiError;
 use crate::mhost::MHost;
+use guard::{Guarding, Of};
 
+pub use guard::{CONNECTIONS_MAX, REQUEST_TIME, SEND_TIME};
 pub use token::{Token, TokenError};
 
 /// Longest request body.
@@ -154,6 +158,8 @@ pub fn router(mhost: Arc<MHost>, token: Token, metrics: MetricsAccess) -> Router
         .route("/metrics", get(handlers::metrics))
         .fallback(no_such_resource)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(guard::whole_request))
+        // Outermost: who has no token is not listened to.
         .layer(middleware::from_fn_with_state(Gate { token, metrics }, gate))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(mhost)
@@ -167,13 +173,15 @@ pub enum RestListener {
     Unix(tokio::net::UnixListener),
 }
 
-/// Serves until `stop` becomes true.
+/// Serves until `stop` becomes true. Connections are bounded in number and patience, see
+/// [`CONNECTIONS_MAX`].
 ///
 /// # Errors
 /// The listener failed.
 pub async fn serve(
     listener: RestListener,
     router: Router,
+    clock: Arc<dyn Clock>,
     mut stop: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
     let stopped = async move {
@@ -182,8 +190,13 @@ pub async fn serve(
             tracing::debug!("REST stops with its owner");
         }
     };
+    let make = router.into_make_service_with_connect_info::<Of>();
     match listener {
-        RestListener::Tcp(l) => axum::serve(l, router).with_graceful_shutdown(stopped).await,
-        RestListener::Unix(l) => axum::serve(l, router).with_graceful_shutdown(stopped).await,
+        RestListener::Tcp(l) => {
+            axum::serve(Guarding::new(l, clock), make).with_graceful_shutdown(stopped).await
+        }
+        RestListener::Unix(l) => {
+            axum::serve(Guarding::new(l, clock), make).with_graceful_shutdown(stopped).await
+        }
     }
 }

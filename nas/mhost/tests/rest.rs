@@ -68,7 +68,7 @@ fn with_server(name: &str, metrics: MetricsAccess, work: impl AsyncFnOnce(Server
         let server = Server { addr: listener.local_addr().unwrap(), token: token.as_str().into() };
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let router = router(mhost.clone(), token, metrics);
-        let serving = serve(RestListener::Tcp(listener), router, stopped);
+        let serving = serve(RestListener::Tcp(listener), router, world.clock.clone(), stopped);
         let client = async {
             work(server).await;
             stop.send_replace(true);

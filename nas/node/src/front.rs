@@ -204,10 +204,11 @@ impl Front {
         let open = if config.metrics_open { MetricsAccess::Open } else { MetricsAccess::Token };
         let router = rest::router(mhost.clone(), token, open);
         let (rest_stop, stopped) = watch::channel(false);
+        let clock = world.clock.clone();
         world.spawn.spawn(
             "rest",
             Box::pin(async move {
-                if let Err(e) = rest::serve(listener, router, stopped).await {
+                if let Err(e) = rest::serve(listener, router, clock, stopped).await {
                     tracing::error!("REST has stopped: {e}");
                 }
             }),

@@ -14,6 +14,7 @@
 pub mod config;
 pub mod daemon;
 pub mod demo;
+mod descriptors;
 mod front;
 mod metrics;
 mod nfs;

@@ -77,7 +77,11 @@ pub(crate) fn of_rpc(server: &str, snapshot: &MetricsSnapshot) -> Vec<Metric> {
         ("rpc_refused_calls_total", snapshot.refused_calls),
         ("rpc_replayed_total", snapshot.replayed),
         ("rpc_parked_total", snapshot.parked),
+        ("rpc_dropped_total", snapshot.dropped),
         ("rpc_budget_waits_total", snapshot.budget_waits),
+        ("rpc_raw_received_bytes_total", snapshot.bytes_received),
+        ("rpc_gave_way_total", snapshot.gave_way),
+        ("rpc_made_room_total", snapshot.made_room),
     ] {
         out.push(metric(name, &[("server", server)], value));
     }

@@ -12,6 +12,7 @@ use cairn_sys::World;
 use cairn_units::VserverId;
 
 use crate::config::{FrontConfig, Rpcbind};
+use crate::descriptors;
 use crate::front::FrontError;
 use crate::metrics;
 
@@ -34,11 +35,13 @@ impl Nfs {
         config: &FrontConfig,
         nmod: Arc<NModule>,
     ) -> Result<Self, FrontError> {
+        let mut limits = Limits::default();
+        limits.connections_max = descriptors::connections(limits.connections_max);
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let settings = NfsConfig {
             listen: config.nfs,
             workers: workers(config),
-            limits: Limits::default(),
+            limits,
             vserver: VserverId::new(DEFAULT_VSERVER),
             rpcbind: match config.rpcbind {
                 Rpcbind::Off => cairn_nfs::Rpcbind::Off,

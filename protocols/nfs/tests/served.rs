@@ -400,6 +400,12 @@ fn our_rpcbind_names_the_port_over_tcp_and_udp() {
     let mut reply = [0; 100];
     let (n, _) = udp.recv_from(&mut reply).unwrap();
     assert_eq!(words(&reply[..n]), [99, 1, 0, 0, 0, 0, port]);
+    // A list to somebody whose address may be forged would be many times its call.
+    call.clear();
+    put_call(&mut call, &CallHead { flavor: 0, ..head(98, (100_000, 2, 4)) }, &[], &[]);
+    udp.send_to(&call[MARK_BYTES..], at).unwrap();
+    let (n, _) = udp.recv_from(&mut reply).unwrap();
+    assert_eq!(words(&reply[..n]), [98, 1, 0, 0, 0, 5], "SYSTEM_ERR");
     f.runtime.block_on(f.server.shutdown());
 }
 

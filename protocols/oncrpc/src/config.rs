@@ -16,10 +16,43 @@ pub(crate) const FRAGMENTS_MAX: u32 = 1024;
 /// Most worker threads.
 pub(crate) const WORKERS_MAX: usize = 64;
 
+/// Time that connections without calls in flight stay open when places are short.
+pub(crate) const IDLE_MIN: Duration = Duration::from_secs(1);
+/// How often deadlines of connections are looked at.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest that a call waits for memory that connections without progress hold, with the
+/// default limits: their interval, and two looks at the deadlines.
+pub const SCARCE_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// Progress that a peer must make as long as it holds memory of the server: in every `interval`,
+/// `bytes_per_second` on the average. What was sent ahead of an interval does not count for it, so
+/// that a peer that stops is noticed within one interval, however much it has sent before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// How long a peer may fall behind.
+    pub interval: Duration,
+    /// Least rate.
+    pub bytes_per_second: u64,
+}
+
 /// Bounds of a server. All of them are hard.
+///
+/// Three rules say when a peer that holds memory and does not use it is cut off (as a rule the
+/// limits of good HTTP servers against slow requests: a time of grace, then a least rate).
+/// 1. A record that has begun makes the progress `receive`, and is whole within `record_timeout`.
+/// 2. Replies that are ready are taken with the progress `send`.
+/// 3. While a call waits for `total_bytes_max`, both must make the progress `scarce`; those that
+///    do not are cut off, the longest without progress first, as many as it takes. So a call
+///    waits for them [`SCARCE_WAIT_MAX`] at most. Memory that becomes free is given to those who
+///    wait, in turn by client address, and in order of arrival for one address; newcomers queue.
+///
+/// Places are given out likewise. When fewer than one in 16 of `connections_max` is left,
+/// connections without a call in flight for a second are closed: first those of the address that
+/// has most, of these first those that were never answered anything, then the longest idle. Only
+/// at `connections_max` itself a newcomer is turned away.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; further ones are closed as they come.
+    /// Connections at a time.
     pub connections_max: usize,
     /// Requests in flight in one connection, at most [`CONNECTION_REQUESTS_MAX`].
     pub connection_requests_max: usize,
@@ -29,8 +62,12 @@ pub struct Limits {
     pub total_bytes_max: u64,
     /// Time for a record to arrive whole, from its first byte.
     pub record_timeout: Duration,
-    /// Time without any progress in sending replies.
-    pub send_timeout: Duration,
+    /// Progress of a record that has begun.
+    pub receive: Progress,
+    /// Progress of replies that are ready.
+    pub send: Progress,
+    /// Progress of both while others wait for memory.
+    pub scarce: Progress,
     /// Time without any request.
     pub idle_timeout: Duration,
     /// Time for requests in flight to end when the server stops.
@@ -51,7 +88,9 @@ impl Default for Limits {
             connection_bytes_max: 32 << 20,
             total_bytes_max: 256 << 20,
             record_timeout: Duration::from_secs(60),
-            send_timeout: Duration::from_secs(60),
+            receive: Progress { interval: Duration::from_secs(10), bytes_per_second: 32 << 10 },
+            send: Progress { interval: Duration::from_secs(60), bytes_per_second: 16 << 10 },
+            scarce: Progress { interval: Duration::from_secs(2), bytes_per_second: 128 << 10 },
             idle_timeout: Duration::from_secs(360),
             drain_timeout: Duration::from_secs(5),
             replay_entries_max: 64 << 10,
@@ -61,7 +100,15 @@ impl Default for Limits {
     }
 }
 
+/// The largest record fits into its time at the least rate.
+const _: () = assert!(RECORD_BYTES_MAX as u64 / (32 << 10) + 10 <= 60);
+
 impl Limits {
+    /// Connections from which on room is made for newcomers.
+    pub(crate) const fn crowded(&self) -> usize {
+        self.connections_max - self.connections_max / 16
+    }
+
     /// Smallest budget in which every legal request can be served.
     pub const BYTES_MAX_FLOOR: u64 = 4 * RECORD_BYTES_MAX as u64;
 

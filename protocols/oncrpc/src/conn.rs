@@ -13,7 +13,9 @@
 //!
 //! Invariants: nothing is allocated for a call before its charge is taken from the connection's
 //! and the server's budget; the charge is held until the last byte of its reply is sent; when a
-//! budget is spent, the socket is not read. A silent peer holds the receive window only.
+//! budget is spent, the socket is not read. A silent peer holds the receive window only. A peer
+//! that holds a charge must make the progress that [`crate::Limits`] asks for; the connection
+//! judges that itself, after it has taken what lies in the socket.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -22,14 +24,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use cairn_sys::{BoxFuture, Payload};
+use cairn_sys::{BoxFuture, Payload, mutant};
 use cairn_units::{MonoTime, OpNo};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+use crate::budget::Asker;
 use crate::config::{FRAGMENTS_MAX, RECEIVE_BUFFER_BYTES, REQUEST_BYTES};
-use crate::control::{Close, Control, NEVER, Order};
+use crate::control::{Close, Control, NEVER, Order, Request, Standing};
 use crate::input::{Filling, NARROW_WINDOW_BYTES, Window};
 use crate::message::{
     AcceptedStart, Auth, AuthRefusal, CREDENTIAL_AT, CallHead, HeadError, MARK_BYTES, Mark,
@@ -37,6 +40,7 @@ use crate::message::{
 };
 use crate::metrics::{Finished, count};
 use crate::output::Output;
+use crate::pace::Watch;
 use crate::pending::PendingSet;
 use crate::replay::{Admission, CHECKSUM_BYTES, Key, Ticket};
 use crate::server::Shared;
@@ -175,8 +179,12 @@ pub(crate) struct Connection<S: Service, T: Stream = TcpStream> {
     eof: bool,
     draining: bool,
     received_at: MonoTime,
+    received: u64,
     record_since: Option<MonoTime>,
-    send_since: Option<(u64, MonoTime)>,
+    idle_since: Option<MonoTime>,
+    answered: bool,
+    receive_watch: Watch,
+    send_watch: Watch,
 }
 
 impl<S: Service, T: Stream> Connection<S, T> {
@@ -212,8 +220,12 @@ impl<S: Service, T: Stream> Connection<S, T> {
             eof: false,
             draining: false,
             received_at,
+            received: 0,
             record_since: None,
-            send_since: None,
+            idle_since: None,
+            answered: false,
+            receive_watch: Watch::default(),
+            send_watch: Watch::default(),
         })
     }
 
@@ -223,15 +235,21 @@ impl<S: Service, T: Stream> Connection<S, T> {
         loop {
             match self.control.ordered() {
                 Order::Run => {}
-                Order::Drain => self.draining = true,
-                Order::TimedOut => return Poll::Ready(Close::TimedOut),
+                Order::Drain if self.draining => {}
+                Order::Drain => {
+                    self.draining = true;
+                    // It will not try again, and must not stand in the way of those behind it.
+                    self.shared.budget.forget(self.asker());
+                }
                 Order::Kill => return Poll::Ready(Close::Stopped),
             }
             match self.round(cx) {
                 Ok(true) => {}
                 Ok(false) => {
-                    self.set_deadline();
-                    return Poll::Pending;
+                    return match self.judge() {
+                        Ok(()) => Poll::Pending,
+                        Err(close) => Poll::Ready(close),
+                    };
                 }
                 Err(close) => return Poll::Ready(close),
             }
@@ -329,7 +347,7 @@ impl<S: Service, T: Stream> Connection<S, T> {
             Taken::Used { skip } => {
                 self.window.consume(MARK_BYTES + have);
                 self.skip = skip;
-                self.record_since = None;
+                self.record_ends();
                 Step::Done
             }
             Taken::NeedInput if MARK_BYTES + mark.len > RECEIVE_BUFFER_BYTES => {
@@ -338,6 +356,12 @@ impl<S: Service, T: Stream> Connection<S, T> {
             Taken::NeedInput => Step::NeedInput,
             Taken::Blocked => Step::Blocked,
         })
+    }
+
+    /// The next record has all of its time.
+    fn record_ends(&mut self) {
+        self.record_since = None;
+        self.receive_watch.rest();
     }
 
     fn start_assembly(&mut self, mark: Mark, waker: &Waker) -> Step {
@@ -385,7 +409,7 @@ impl<S: Service, T: Stream> Connection<S, T> {
         }
         let (record, charge) = (core::mem::take(&mut a.record), a.charge);
         self.receiving = Receiving::Head;
-        self.record_since = None;
+        self.record_ends();
         match self.take_record(&record, record.len(), Some(charge), waker)? {
             Taken::Used { .. } => Ok(Step::Done),
             Taken::NeedInput | Taken::Blocked => {
@@ -405,7 +429,7 @@ impl<S: Service, T: Stream> Connection<S, T> {
         };
         let call = *call;
         self.skip = call.pad;
-        self.record_since = None;
+        self.record_ends();
         let payload = Some(call.filling.finish());
         let args = &call.record[call.head.args_at..];
         self.dispatch(&call.head, args, payload, call.replay, call.meta);
@@ -647,12 +671,16 @@ impl<S: Service, T: Stream> Connection<S, T> {
         });
     }
 
+    fn asker(&self) -> Asker {
+        Asker { conn: self.control.id, client: self.client.ip() }
+    }
+
     /// Takes `bytes` from both budgets; or arranges to be woken.
     fn charge(&mut self, bytes: u64, waker: &Waker) -> bool {
         if self.bytes + bytes > self.shared.limits.connection_bytes_max {
             return false;
         }
-        if !self.shared.budget.take_or_wait(bytes, self.control.id, waker) {
+        if !self.shared.budget.take_or_wait(bytes, self.asker(), waker) {
             count(&self.shared.metrics.events.budget_waits);
             return false;
         }
@@ -704,6 +732,9 @@ impl<S: Service, T: Stream> Connection<S, T> {
             self.requests -= 1;
             self.queued.pop_front();
         }
+        self.answered = true;
+        // Calls that are made and answered in one poll are never seen in flight.
+        self.idle_since = None;
         self.bytes -= freed;
         self.shared.budget.give_back(freed);
     }
@@ -738,46 +769,74 @@ impl<S: Service, T: Stream> Connection<S, T> {
             self.eof = true;
             return Ok(true);
         }
+        self.received += received as u64;
+        self.shared.metrics.received(self.worker, received);
         self.received_at = self.shared.world.clock.monotonic();
         Ok(true)
     }
 
-    /// Says until when the peer must have done something.
-    fn set_deadline(&mut self) {
-        let limits = &self.shared.limits;
+    /// Whether the peer may go on, and until when it must have done something. Called when all is
+    /// done that can be done now.
+    fn judge(&mut self) -> Result<(), Close> {
         let now = self.shared.world.clock.monotonic();
+        let standing = self.standing(now);
+        self.control.show(standing);
+        let idle = standing.idle_since != NEVER;
+        if standing.deadline <= now.get() {
+            return Err(Close::TimedOut);
+        }
+        if self.control.take_request(Request::Bytes) && standing.scarce_deadline <= now.get() {
+            return Err(Close::GaveWay);
+        }
+        if self.control.take_request(Request::Place) && idle && !mutant("idle-keeps-its-place") {
+            return Err(Close::MadeRoom);
+        }
+        Ok(())
+    }
+
+    fn standing(&mut self, now: MonoTime) -> Standing {
+        let limits = &self.shared.limits;
         let after = |since: MonoTime, d: core::time::Duration| {
             since.get().saturating_add(u64::try_from(d.as_nanos()).unwrap_or(NEVER))
         };
-        let mut deadline = NEVER;
+        let (mut deadline, mut scarce_deadline) = (NEVER, NEVER);
         if self.output.is_empty() {
-            self.send_since = None;
+            self.send_watch.rest();
         } else {
             let sent = self.output.sent();
-            let since = match self.send_since {
-                Some((at, since)) if at == sent => since,
-                _ => now,
-            };
-            self.send_since = Some((sent, since));
-            deadline = after(since, limits.send_timeout);
+            let due = self.send_watch.deadlines(now, sent, limits.send, limits.scarce);
+            (deadline, scarce_deadline) = (due.always, due.scarce);
         }
-        let partial = self.window.len() > 0 || !matches!(self.receiving, Receiving::Head);
-        if partial && self.last_step == Step::NeedInput {
+        let charged = !matches!(self.receiving, Receiving::Head);
+        let partial = self.window.len() > 0 || charged;
+        if partial && self.last_step == Step::NeedInput && !mutant("record-takes-its-time") {
             let since = *self.record_since.get_or_insert(now);
-            deadline = deadline.min(after(since, limits.record_timeout));
+            let received = self.received;
+            let due = self.receive_watch.deadlines(now, received, limits.receive, limits.scarce);
+            deadline = deadline.min(due.always).min(after(since, limits.record_timeout));
+            if charged {
+                scarce_deadline = scarce_deadline.min(due.scarce);
+            }
         } else {
             self.record_since = None;
-            if self.requests == 0 && self.last_step == Step::NeedInput {
-                deadline = deadline.min(after(now, limits.idle_timeout));
-            }
+            self.receive_watch.rest();
         }
-        self.control.set_deadline(deadline);
+        let mut idle_since = NEVER;
+        if self.requests > 0 {
+            self.idle_since = None;
+        } else if self.last_step == Step::NeedInput {
+            let since = *self.idle_since.get_or_insert(now);
+            idle_since = since.get();
+            deadline = deadline.min(after(since, limits.idle_timeout));
+        }
+        let (held, answered) = (self.bytes, self.answered);
+        Standing { deadline, scarce_deadline, idle_since, held, answered }
     }
 }
 
 impl<S: Service, T: Stream> Drop for Connection<S, T> {
     fn drop(&mut self) {
-        self.shared.budget.forget(self.control.id);
+        self.shared.budget.forget(self.asker());
         // What must be done once goes on without us, so that the client's retry finds a reply.
         let mut orphans: Vec<PendingCall> = self.pending.drain();
         orphans.retain(|call| call.ticket.is_some());

@@ -14,17 +14,22 @@ const READ_BLOCKS_MAX: usize = 64;
 /// the next payload lands in the window must be copied.
 pub(crate) const NARROW_WINDOW_BYTES: usize = 1024;
 
-/// The window.
+/// The window of a connection that has said little so far: thousands of silent ones cost nearly
+/// nothing.
+const FIRST_WINDOW_BYTES: usize = 2048;
+
+/// The window. It is small until a read has filled it.
 #[derive(Debug)]
 pub(crate) struct Window {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    grows: bool,
 }
 
 impl Window {
     pub(crate) fn new() -> Self {
-        Self { buffer: vec![0; RECEIVE_BUFFER_BYTES], start: 0, end: 0 }
+        Self { buffer: vec![0; FIRST_WINDOW_BYTES], start: 0, end: 0, grows: false }
     }
     pub(crate) fn filled(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
@@ -41,9 +46,13 @@ impl Window {
         }
     }
     /// Room behind what is there, at most `window` bytes in all if that leaves any; what is there
-    /// is moved to the front when the room behind it is spent. Empty only when the whole buffer
-    /// is full.
+    /// is moved to the front when the room behind it is spent. Empty only when
+    /// [`RECEIVE_BUFFER_BYTES`] are there.
     pub(crate) fn room(&mut self, window: usize) -> &mut [u8] {
+        if self.grows {
+            self.grows = false;
+            self.buffer.resize(RECEIVE_BUFFER_BYTES, 0);
+        }
         let mut window = window.min(self.buffer.len());
         if self.len() >= window {
             window = self.buffer.len();
@@ -58,6 +67,7 @@ impl Window {
     pub(crate) fn received(&mut self, bytes: usize) {
         self.end += bytes;
         assert!(self.end <= self.buffer.len(), "received more than there was room for");
+        self.grows |= self.end == self.buffer.len() && self.end < RECEIVE_BUFFER_BYTES;
     }
     /// Lends the buffer, so that a record in it can be handled beside other state.
     pub(crate) fn lend(&mut self) -> Vec<u8> {
@@ -208,6 +218,26 @@ mod tests {
             prop_assert_eq!(u64::from(payload.skip()) % 4096, if bytes == 0 { u64::from(payload.skip()) } else { offset % 4096 });
             prop_assert_eq!(payload.to_vec(), &data[..n]);
         }
+    }
+
+    #[test]
+    fn the_window_grows_once_it_was_full_and_keeps_what_is_there() {
+        let mut w = Window::new();
+        assert_eq!(w.room(RECEIVE_BUFFER_BYTES).len(), FIRST_WINDOW_BYTES);
+        w.room(RECEIVE_BUFFER_BYTES)[..10].copy_from_slice(b"0123456789");
+        w.received(10);
+        w.consume(4);
+        let room = w.room(RECEIVE_BUFFER_BYTES).len();
+        assert_eq!(room, FIRST_WINDOW_BYTES - 10);
+        w.room(RECEIVE_BUFFER_BYTES).fill(7);
+        w.received(room);
+        let room = w.room(RECEIVE_BUFFER_BYTES).len();
+        assert_eq!(room, RECEIVE_BUFFER_BYTES - FIRST_WINDOW_BYTES);
+        assert_eq!((&w.filled()[..6], w.len()), (&b"456789"[..], FIRST_WINDOW_BYTES - 4));
+        w.received(room);
+        assert_eq!(w.room(RECEIVE_BUFFER_BYTES).len(), 4, "moved to the front");
+        w.received(4);
+        assert!(w.room(RECEIVE_BUFFER_BYTES).is_empty());
     }
 
     #[test]

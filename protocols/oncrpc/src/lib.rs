@@ -16,19 +16,22 @@ mod input;
 pub mod message;
 mod metrics;
 mod output;
+mod pace;
 mod pending;
 mod replay;
 mod server;
 mod service;
+mod shortage;
 mod stream;
 mod udp;
 pub mod xdr;
 
 pub use config::{
-    CONNECTION_REQUESTS_MAX, Limits, RECEIVE_BUFFER_BYTES, REQUEST_BYTES, ServerConfig,
+    CONNECTION_REQUESTS_MAX, Limits, Progress, RECEIVE_BUFFER_BYTES, REQUEST_BYTES,
+    SCARCE_WAIT_MAX, ServerConfig,
 };
 pub use metrics::{LATENCY_BUCKETS, MetricsSnapshot, ProcedureMetrics};
 pub use server::{RunningServer, StartError, StreamServer, start};
 pub use service::{Body, Call, Cost, Outcome, PayloadPlan, Plan, Replay, Service};
 pub use stream::Stream;
-pub use udp::{RunningUdp, answer_datagram, start_udp};
+pub use udp::{AMPLIFICATION_MAX, RunningUdp, answer_datagram, start_udp};

@@ -54,23 +54,39 @@ pub(crate) struct Events {
     pub(crate) parked: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) budget_waits: AtomicU64,
+    pub(crate) gave_way: AtomicU64,
+    pub(crate) made_room: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Bytes that a worker has received, on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Received(AtomicU64);
+
 #[derive(Debug)]
 pub(crate) struct Metrics {
     names: &'static [&'static str],
     shards: Vec<Vec<Counters>>,
+    received: Vec<Received>,
     pub(crate) events: Events,
 }
 
 impl Metrics {
     pub(crate) fn new(names: &'static [&'static str], workers: usize) -> Self {
         let shard = || names.iter().map(|_| Counters::new()).collect();
-        Self { names, shards: (0..workers).map(|_| shard()).collect(), events: Events::default() }
+        let shards = (0..workers).map(|_| shard()).collect();
+        let received = (0..workers).map(|_| Received::default()).collect();
+        Self { names, shards, received, events: Events::default() }
+    }
+
+    pub(crate) fn received(&self, worker: usize, bytes: usize) {
+        if let Some(Received(sum)) = self.received.get(worker) {
+            sum.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn record(&self, worker: usize, done: Finished, nanos: u64) {
@@ -122,6 +138,9 @@ impl Metrics {
             parked: get(&e.parked),
             dropped: get(&e.dropped),
             budget_waits: get(&e.budget_waits),
+            bytes_received: self.received.iter().map(|r| get(&r.0)).sum(),
+            gave_way: get(&e.gave_way),
+            made_room: get(&e.made_room),
         }
     }
 }
@@ -179,6 +198,12 @@ pub struct MetricsSnapshot {
     pub dropped: u64,
     /// Times that a connection stopped reading because the common budget was spent.
     pub budget_waits: u64,
+    /// Bytes received, in whatever state they are.
+    pub bytes_received: u64,
+    /// Connections closed because they held memory without progress while others waited for it.
+    pub gave_way: u64,
+    /// Connections closed because they were idle while others wanted to connect.
+    pub made_room: u64,
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ const _: () = assert!(BLOCK_BYTES_U32 as usize == BLOCK_BYTES);
 const SLICES_MAX: usize = 1024;
 /// Sent bytes at the arena's front before it is moved together.
 const COMPACT_BYTES: usize = 64 << 10;
-/// Room that an empty arena keeps.
-const ARENA_KEEP_BYTES: usize = 64 << 10;
+/// Room that an empty arena keeps: part of what a silent peer holds.
+const ARENA_KEEP_BYTES: usize = 16 << 10;
 
 #[derive(Debug)]
 enum Segment {

@@ -17,24 +17,28 @@ use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cairn_sys::{BoxFuture, World};
+use cairn_sys::{BoxFuture, World, mutant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use crate::budget::Budget;
-use crate::config::{Limits, ServerConfig, WORKERS_MAX};
+use crate::config::{Limits, SWEEP_INTERVAL, ServerConfig, WORKERS_MAX};
 use crate::conn::Connection;
-use crate::control::{Close, Control};
+use crate::control::{Close, Control, Request};
 use crate::metrics::{Metrics, MetricsSnapshot, count};
 use crate::replay::ReplayCache;
 use crate::service::Service;
+use crate::shortage;
 use crate::stream::Stream;
 
 /// Connections that the kernel may hold for us before we accept them.
 const BACKLOG: i32 = 1024;
-/// How often deadlines of connections are looked at.
-const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// Connections that are asked for their places at a time, at least: one in so many of the most.
+const ROOM_PART: usize = 64;
+/// Least time between two looks for idle connections: a look takes time in proportion to their
+/// number, and newcomers may come faster than that.
+const ROOM_INTERVAL_NANOS: u64 = 10_000_000;
 /// Pause after a failed accept (out of descriptors, most often).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Log lines about peers in one second.
@@ -129,6 +133,7 @@ pub(crate) struct Shared<S: Service> {
     registry: Mutex<BTreeMap<u64, Arc<Control>>>,
     closed: Notify,
     log: LogLimiter,
+    room_made_at: AtomicU64,
     workers: Vec<Worker>,
 }
 
@@ -152,6 +157,7 @@ impl<S: Service> Shared<S> {
             registry: Mutex::new(BTreeMap::new()),
             closed: Notify::new(),
             log: LogLimiter::default(),
+            room_made_at: AtomicU64::new(0),
             workers,
         })
     }
@@ -164,6 +170,25 @@ impl<S: Service> Shared<S> {
         self.log.allows(self.world.clock.monotonic().get() / 1_000_000_000)
     }
 
+    fn all(&self) -> Vec<Arc<Control>> {
+        self.registry().values().cloned().collect()
+    }
+
+    /// Asks idle connections for their places.
+    fn make_room(&self) {
+        let now = self.world.clock.monotonic();
+        let before = self.room_made_at.load(Ordering::Relaxed);
+        if now.get() < before.saturating_add(ROOM_INTERVAL_NANOS) {
+            return;
+        }
+        self.room_made_at.store(now.get(), Ordering::Relaxed);
+        let all = self.all();
+        let over = (all.len() + 1).saturating_sub(self.limits.crowded());
+        let count = over.max(self.limits.connections_max / ROOM_PART).max(1);
+        let asked = shortage::for_places(&all, now, count);
+        asked.iter().for_each(|control| control.ask(Request::Place));
+    }
+
     fn report(&self, client: SocketAddr, close: &Close) {
         let events = &self.metrics.events;
         if close.is_bad_record() {
@@ -172,8 +197,11 @@ impl<S: Service> Shared<S> {
                 tracing::warn!(server = self.name, %client, "connection closed: {close}");
             }
         } else {
-            if matches!(close, Close::TimedOut) {
-                count(&events.timeouts);
+            match close {
+                Close::TimedOut => count(&events.timeouts),
+                Close::GaveWay => count(&events.gave_way),
+                Close::MadeRoom => count(&events.made_room),
+                _ => {}
             }
             tracing::debug!(server = self.name, %client, "connection ended: {close}");
         }
@@ -286,6 +314,7 @@ async fn accept_loop<S: Service>(shared: Arc<Shared<S>>, listener: TcpListener) 
             }
             Err(e) => {
                 count(&shared.metrics.events.accept_errors);
+                shared.make_room();
                 if shared.may_log() {
                     tracing::error!(
                         server = shared.name,
@@ -306,10 +335,14 @@ fn register<S: Service>(
     id: u64,
 ) -> Option<(Registered<S>, Arc<Control>)> {
     let events = &shared.metrics.events;
-    let control = Arc::new(Control::new(id));
+    let control = Arc::new(Control::new(id, client.ip(), shared.world.clock.monotonic()));
+    let there = shared.registry().len();
+    if there >= shared.limits.crowded() {
+        shared.make_room();
+    }
     {
         let mut registry = shared.registry();
-        if registry.len() >= shared.limits.connections_max {
+        if registry.len() >= shared.limits.connections_max && !mutant("connections-not-counted") {
             drop(registry);
             count(&events.refused_connections);
             if shared.may_log() {
@@ -416,8 +449,13 @@ async fn sweep_loop<S: Service>(shared: Arc<Shared<S>>) {
     loop {
         shared.world.clock.sleep(SWEEP_INTERVAL).await;
         let now = shared.world.clock.monotonic();
-        let all: Vec<Arc<Control>> = shared.registry().values().cloned().collect();
+        let all = shared.all();
         all.iter().for_each(|control| control.check_deadline(now));
+        let wanted = shared.budget.wanted();
+        if wanted > 0 && !mutant("nobody-gives-way") {
+            let asked = shortage::for_bytes(&all, now, wanted);
+            asked.iter().for_each(|control| control.ask(Request::Bytes));
+        }
     }
 }
 
@@ -441,10 +479,9 @@ impl<S: Service> RunningServer<S> {
     /// ends.
     pub async fn shutdown(mut self) {
         self.accepting.abort();
-        let all: Vec<Arc<Control>> = self.shared.registry().values().cloned().collect();
-        all.iter().for_each(|control| control.drain());
+        self.shared.all().iter().for_each(|control| control.drain());
         if !self.wait_empty(self.shared.limits.drain_timeout).await {
-            let rest: Vec<Arc<Control>> = self.shared.registry().values().cloned().collect();
+            let rest = self.shared.all();
             tracing::warn!(
                 server = self.shared.name,
                 "{} connections did not end in time and are cut",

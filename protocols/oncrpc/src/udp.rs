@@ -1,4 +1,8 @@
 //! The same services over UDP, for small answers that are there at once (rpcbind).
+//!
+//! The sender of a datagram may be forged, so that answers hit somebody else: none is longer than
+//! [`AMPLIFICATION_MAX`] times its call (the factor of RFC 9000, section 8); longer ones are to be
+//! had over TCP.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -6,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::thread::JoinHandle;
 
+use cairn_sys::mutant;
 use cairn_units::OpNo;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
@@ -21,8 +26,8 @@ use crate::xdr::Put;
 
 /// Longest call that is looked at.
 const CALL_BYTES_MAX: usize = 4096;
-/// Longest reply that is sent.
-const REPLY_BYTES_MAX: usize = 8192;
+/// Longest reply, as a multiple of its call.
+pub const AMPLIFICATION_MAX: usize = 3;
 
 /// A UDP responder that runs. Dropped, it ends.
 pub struct RunningUdp {
@@ -109,6 +114,12 @@ async fn answer_loop<S: Service>(socket: UdpSocket, service: Arc<S>, local: Sock
     }
 }
 
+/// Whether a reply is not much longer than its call.
+fn is_short(body: &Body, call: &[u8]) -> bool {
+    body.bytes.len() - MARK_BYTES <= AMPLIFICATION_MAX * call.len()
+        || mutant("udp-answers-any-length")
+}
+
 /// The reply to a datagram, if it deserves one.
 pub fn answer_datagram<S: Service>(
     service: &S,
@@ -144,7 +155,7 @@ pub fn answer_datagram<S: Service>(
     let mut body = Body::default();
     body.bytes.put_fixed(&AcceptedStart::success(head.xid));
     match service.call(&call, None, &mut body) {
-        Outcome::Done if body.payload.is_none() && body.bytes.len() <= REPLY_BYTES_MAX => {
+        Outcome::Done if body.payload.is_none() && is_short(&body, datagram) => {
             Some(body.bytes.split_off(MARK_BYTES))
         }
         Outcome::Refused(why) => refused(head.xid, why),

@@ -2,9 +2,9 @@
 //!
 //! Layer: above `nfs`.
 
-use crate::nfs::{Client, Target};
-use crate::rpc::Error;
 use crate::{number, option};
+use cairn_rawclient::nfs::{Client, Target};
+use cairn_rawclient::rpc::Error;
 
 /// Requests under way.
 const DEPTH: u64 = 64;

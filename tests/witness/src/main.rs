@@ -21,8 +21,6 @@
 #![expect(clippy::disallowed_methods, reason = "a test program with threads of its own")]
 
 mod fill;
-mod nfs;
-mod rpc;
 mod worker;
 
 use std::io::{BufRead, Write};
@@ -31,8 +29,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use nfs::Target;
-use rpc::Error;
+use cairn_rawclient::nfs::Target;
+use cairn_rawclient::rpc::Error;
 use worker::{Ended, Worker};
 
 /// Workers unless asked otherwise.

@@ -9,8 +9,8 @@ use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::nfs::{Client, DATA_SYNC, FILE_SYNC, Handle, Target, UNSTABLE};
-use crate::rpc::Error;
+use cairn_rawclient::nfs::{Client, DATA_SYNC, FILE_SYNC, Handle, Target, UNSTABLE};
+use cairn_rawclient::rpc::Error;
 
 const BLOCK: usize = 4096;
 const BLOCK_U64: u64 = 4096;

@@ -311,6 +311,22 @@ impl Client {
         let reply = self.reply();
         reply.chunks(4).map(|c| u32::from_be_bytes(c.try_into().unwrap())).collect()
     }
+    /// Whether the server has ended the connection; nothing is read.
+    pub fn is_closed_soon(&mut self) -> bool {
+        self.0.set_read_timeout(Some(Duration::from_millis(3))).unwrap();
+        let closed = match self.0.peek(&mut [0; 1]) {
+            Ok(n) => n == 0,
+            Err(e) => !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        };
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        closed
+    }
+    /// Takes one byte at most, if one is there soon.
+    pub fn take_one_byte(&mut self) {
+        self.0.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        drop(self.0.read(&mut [0; 1]));
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
     /// Whether the server ends the connection within `time`; anything read is dropped.
     pub fn is_closed_within(&mut self, time: Duration) -> bool {
         self.0.set_read_timeout(Some(time)).unwrap();

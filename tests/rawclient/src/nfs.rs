@@ -1,4 +1,4 @@
-//! The procedures of NFSv3 that the witness uses (RFC 1813).
+//! The procedures of NFSv3 that raw clients use (RFC 1813).
 //!
 //! Layer: above `rpc`. Times and wcc data are passed over: the conformance suite checks them.
 
@@ -6,25 +6,27 @@ use std::net::{SocketAddr, TcpStream};
 
 use crate::rpc::{Connection, Error, In, Out};
 
-const NFS: (u32, u32) = (100_003, 3);
-const MOUNT: (u32, u32) = (100_005, 3);
+/// Program and version of NFS.
+pub const NFS: (u32, u32) = (100_003, 3);
+/// Program and version of MOUNT.
+pub const MOUNT: (u32, u32) = (100_005, 3);
 const FATTR_BYTES: usize = 84;
 
 /// NFS3ERR_NOENT.
-pub(crate) const NOT_FOUND: u32 = 2;
+pub const NOT_FOUND: u32 = 2;
 /// UNSTABLE of a WRITE.
-pub(crate) const UNSTABLE: u32 = 0;
+pub const UNSTABLE: u32 = 0;
 /// DATA_SYNC of a WRITE.
-pub(crate) const DATA_SYNC: u32 = 1;
+pub const DATA_SYNC: u32 = 1;
 /// FILE_SYNC of a WRITE.
-pub(crate) const FILE_SYNC: u32 = 2;
+pub const FILE_SYNC: u32 = 2;
 
 /// A file handle.
-pub(crate) type Handle = Vec<u8>;
+pub type Handle = Vec<u8>;
 
 /// Where a server is.
 #[derive(Clone, Debug)]
-pub(crate) struct Target {
+pub struct Target {
     nfs: SocketAddr,
     mount: SocketAddr,
     export: String,
@@ -32,7 +34,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// `HOST:PORT:MOUNTPORT:EXPORT`.
-    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+    pub fn parse(text: &str) -> Result<Self, Error> {
         let parts: Vec<&str> = text.trim().splitn(4, ':').collect();
         let bad = || Error::Usage(format!("{text:?} is not HOST:PORT:MOUNTPORT:EXPORT"));
         let [host, port, mount, export] = parts.as_slice() else { return Err(bad()) };
@@ -41,15 +43,22 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Address of NFS.
+    pub fn nfs(&self) -> SocketAddr {
+        self.nfs
+    }
+}
+
 /// A connection to an export.
-pub(crate) struct Client {
+pub struct Client {
     connection: Connection,
 }
 
 /// What a WRITE answered.
-pub(crate) struct Written {
-    pub(crate) stability: u32,
-    pub(crate) verifier: u64,
+pub struct Written {
+    pub stability: u32,
+    pub verifier: u64,
 }
 
 fn status(reply: &mut In<'_>) -> Result<(), Error> {
@@ -85,7 +94,7 @@ fn sattr(out: &mut Out, mode: Option<u32>, size: Option<u64>) {
 }
 
 /// Arguments of a guarded CREATE.
-pub(crate) fn create_arguments(dir: &[u8], name: &[u8]) -> Vec<u8> {
+pub fn create_arguments(dir: &[u8], name: &[u8]) -> Vec<u8> {
     let mut out = Out::default();
     out.opaque(dir).opaque(name).u32(1);
     sattr(&mut out, Some(0o644), None);
@@ -94,17 +103,17 @@ pub(crate) fn create_arguments(dir: &[u8], name: &[u8]) -> Vec<u8> {
 
 impl Client {
     /// Connects.
-    pub(crate) fn open(target: &Target) -> Result<Self, Error> {
+    pub fn open(target: &Target) -> Result<Self, Error> {
         Ok(Self { connection: Connection::open(target.nfs)? })
     }
 
     /// The connection, to be ended by somebody else.
-    pub(crate) fn line(&self) -> Result<TcpStream, Error> {
+    pub fn line(&self) -> Result<TcpStream, Error> {
         self.connection.line()
     }
 
     /// The root of the export.
-    pub(crate) fn mount(target: &Target) -> Result<Handle, Error> {
+    pub fn mount(target: &Target) -> Result<Handle, Error> {
         let mut out = Out::default();
         out.opaque(target.export.as_bytes());
         let reply = Connection::open(target.mount)?.call(MOUNT, 1, &out.0)?;
@@ -118,18 +127,18 @@ impl Client {
     }
 
     /// Sends a CREATE without waiting.
-    pub(crate) fn send_create(&mut self, dir: &[u8], name: &[u8]) -> Result<(), Error> {
+    pub fn send_create(&mut self, dir: &[u8], name: &[u8]) -> Result<(), Error> {
         self.connection.send(NFS, 8, &create_arguments(dir, name)).map(drop)
     }
 
     /// Waits for the status of whatever comes next.
-    pub(crate) fn receive_status(&mut self) -> Result<u32, Error> {
+    pub fn receive_status(&mut self) -> Result<u32, Error> {
         let (_, results) = self.connection.receive()?;
         In(&results).u32()
     }
 
     /// Size of a file.
-    pub(crate) fn size(&mut self, file: &[u8]) -> Result<u64, Error> {
+    pub fn size(&mut self, file: &[u8]) -> Result<u64, Error> {
         let mut out = Out::default();
         out.opaque(file);
         let reply = self.call(1, &out)?;
@@ -140,7 +149,7 @@ impl Client {
     }
 
     /// Cuts off or extends.
-    pub(crate) fn set_size(&mut self, file: &[u8], size: u64) -> Result<(), Error> {
+    pub fn set_size(&mut self, file: &[u8], size: u64) -> Result<(), Error> {
         let mut out = Out::default();
         out.opaque(file);
         sattr(&mut out, None, Some(size));
@@ -149,7 +158,7 @@ impl Client {
     }
 
     /// Finds a name.
-    pub(crate) fn lookup(&mut self, dir: &[u8], name: &[u8]) -> Result<Option<Handle>, Error> {
+    pub fn lookup(&mut self, dir: &[u8], name: &[u8]) -> Result<Option<Handle>, Error> {
         let mut out = Out::default();
         out.opaque(dir).opaque(name);
         let reply = self.call(3, &out)?;
@@ -162,7 +171,7 @@ impl Client {
     }
 
     /// Reads; fewer bytes at the end of the file.
-    pub(crate) fn read(&mut self, file: &[u8], at: u64, count: u32) -> Result<Vec<u8>, Error> {
+    pub fn read(&mut self, file: &[u8], at: u64, count: u32) -> Result<Vec<u8>, Error> {
         let mut out = Out::default();
         out.opaque(file).u64(at).u32(count);
         let reply = self.call(6, &out)?;
@@ -174,7 +183,7 @@ impl Client {
     }
 
     /// Writes all of `data`.
-    pub(crate) fn write(
+    pub fn write(
         &mut self,
         file: &[u8],
         at: u64,
@@ -198,13 +207,13 @@ impl Client {
     }
 
     /// Makes a file that must not exist.
-    pub(crate) fn create(&mut self, dir: &[u8], name: &[u8]) -> Result<Handle, Error> {
+    pub fn create(&mut self, dir: &[u8], name: &[u8]) -> Result<Handle, Error> {
         let reply = self.connection.call(NFS, 8, &create_arguments(dir, name))?;
         made(&reply)
     }
 
     /// Makes a directory.
-    pub(crate) fn make_dir(&mut self, dir: &[u8], name: &[u8]) -> Result<Handle, Error> {
+    pub fn make_dir(&mut self, dir: &[u8], name: &[u8]) -> Result<Handle, Error> {
         let mut out = Out::default();
         out.opaque(dir).opaque(name);
         sattr(&mut out, Some(0o777), None);
@@ -213,21 +222,21 @@ impl Client {
     }
 
     /// Removes a file.
-    pub(crate) fn remove(&mut self, dir: &[u8], name: &[u8]) -> Result<(), Error> {
+    pub fn remove(&mut self, dir: &[u8], name: &[u8]) -> Result<(), Error> {
         let mut out = Out::default();
         out.opaque(dir).opaque(name);
         status(&mut In(&self.call(12, &out)?))
     }
 
     /// Renames in one directory.
-    pub(crate) fn rename(&mut self, dir: &[u8], from: &[u8], to: &[u8]) -> Result<(), Error> {
+    pub fn rename(&mut self, dir: &[u8], from: &[u8], to: &[u8]) -> Result<(), Error> {
         let mut out = Out::default();
         out.opaque(dir).opaque(from).opaque(dir).opaque(to);
         status(&mut In(&self.call(14, &out)?))
     }
 
     /// All names but the dots.
-    pub(crate) fn list(&mut self, dir: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+    pub fn list(&mut self, dir: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         let (mut names, mut cookie, mut verifier) = (Vec::new(), 0, 0);
         loop {
             let mut out = Out::default();
@@ -252,7 +261,7 @@ impl Client {
     }
 
     /// Makes unstable writes of a file stable; the verifier.
-    pub(crate) fn commit(&mut self, file: &[u8]) -> Result<u64, Error> {
+    pub fn commit(&mut self, file: &[u8]) -> Result<u64, Error> {
         let mut out = Out::default();
         out.opaque(file).u64(0).u32(0);
         let reply = self.call(21, &out)?;

@@ -1,6 +1,6 @@
 //! ONC RPC over TCP with AUTH_SYS, and XDR, as a client needs them (RFC 5531, RFC 4506).
 //!
-//! Layer: bottom of the witness.
+//! Layer: bottom of this crate.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,11 +10,12 @@ use std::time::Duration;
 const REPLY_BYTES_MAX: usize = 8 << 20;
 /// A server that says nothing for so long is taken for broken.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-const LAST_FRAGMENT: u32 = 0x8000_0000;
+/// In a record mark: the fragment is the last one.
+pub const LAST_FRAGMENT: u32 = 0x8000_0000;
 
 /// What can go wrong.
 #[derive(Debug)]
-pub(crate) enum Error {
+pub enum Error {
     /// The connection ended: the server is gone.
     Broken(io::Error),
     /// The server refused with this status.
@@ -47,18 +48,18 @@ impl From<io::Error> for Error {
 
 /// Writes XDR.
 #[derive(Default)]
-pub(crate) struct Out(pub(crate) Vec<u8>);
+pub struct Out(pub Vec<u8>);
 
 impl Out {
-    pub(crate) fn u32(&mut self, value: u32) -> &mut Self {
+    pub fn u32(&mut self, value: u32) -> &mut Self {
         self.0.extend_from_slice(&value.to_be_bytes());
         self
     }
-    pub(crate) fn u64(&mut self, value: u64) -> &mut Self {
+    pub fn u64(&mut self, value: u64) -> &mut Self {
         self.0.extend_from_slice(&value.to_be_bytes());
         self
     }
-    pub(crate) fn opaque(&mut self, bytes: &[u8]) -> &mut Self {
+    pub fn opaque(&mut self, bytes: &[u8]) -> &mut Self {
         self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         self.0.extend_from_slice(bytes);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
@@ -67,7 +68,7 @@ impl Out {
 }
 
 /// Reads XDR.
-pub(crate) struct In<'a>(pub(crate) &'a [u8]);
+pub struct In<'a>(pub &'a [u8]);
 
 impl<'a> In<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
@@ -79,17 +80,17 @@ impl<'a> In<'a> {
             None => Err(Error::Protocol("the reply is too short".to_owned())),
         }
     }
-    pub(crate) fn u32(&mut self) -> Result<u32, Error> {
+    pub fn u32(&mut self) -> Result<u32, Error> {
         let bytes = self.take(4)?;
         Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
-    pub(crate) fn u64(&mut self) -> Result<u64, Error> {
+    pub fn u64(&mut self) -> Result<u64, Error> {
         Ok(u64::from(self.u32()?) << 32 | u64::from(self.u32()?))
     }
-    pub(crate) fn skip(&mut self, count: usize) -> Result<(), Error> {
+    pub fn skip(&mut self, count: usize) -> Result<(), Error> {
         self.take(count).map(drop)
     }
-    pub(crate) fn opaque(&mut self) -> Result<&'a [u8], Error> {
+    pub fn opaque(&mut self) -> Result<&'a [u8], Error> {
         let len = usize::try_from(self.u32()?).unwrap_or(usize::MAX);
         let bytes = self.take(len)?;
         self.take(len.next_multiple_of(4) - len)?;
@@ -97,14 +98,27 @@ impl<'a> In<'a> {
     }
 }
 
+/// A call of root with AUTH_SYS, as a record of one fragment.
+pub fn record(xid: u32, program: (u32, u32), procedure: u32, arguments: &[u8]) -> Vec<u8> {
+    let mut credential = Out::default();
+    credential.u32(0).opaque(b"witness").u32(0).u32(0).u32(0);
+    let mut call = Out::default();
+    call.u32(0).u32(xid).u32(0).u32(2).u32(program.0).u32(program.1).u32(procedure);
+    call.u32(1).opaque(&credential.0).u32(0).u32(0);
+    call.0.extend_from_slice(arguments);
+    let len = u32::try_from(call.0.len() - 4).unwrap_or(u32::MAX);
+    call.0[..4].copy_from_slice(&(len | LAST_FRAGMENT).to_be_bytes());
+    call.0
+}
+
 /// One connection; requests may be sent ahead of their replies.
-pub(crate) struct Connection {
+pub struct Connection {
     stream: TcpStream,
     xid: u32,
 }
 
 impl Connection {
-    pub(crate) fn open(address: SocketAddr) -> Result<Self, Error> {
+    pub fn open(address: SocketAddr) -> Result<Self, Error> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE_MAX))?;
@@ -113,32 +127,24 @@ impl Connection {
     }
 
     /// Another holder of the same connection.
-    pub(crate) fn line(&self) -> Result<TcpStream, Error> {
+    pub fn line(&self) -> Result<TcpStream, Error> {
         Ok(self.stream.try_clone()?)
     }
 
     /// Sends a call of root; returns its number.
-    pub(crate) fn send(
+    pub fn send(
         &mut self,
         program: (u32, u32),
         procedure: u32,
         arguments: &[u8],
     ) -> Result<u32, Error> {
         self.xid = self.xid.wrapping_add(1);
-        let mut credential = Out::default();
-        credential.u32(0).opaque(b"witness").u32(0).u32(0).u32(0);
-        let mut call = Out::default();
-        call.u32(0).u32(self.xid).u32(0).u32(2).u32(program.0).u32(program.1).u32(procedure);
-        call.u32(1).opaque(&credential.0).u32(0).u32(0);
-        call.0.extend_from_slice(arguments);
-        let len = u32::try_from(call.0.len() - 4).unwrap_or(u32::MAX);
-        call.0[..4].copy_from_slice(&(len | LAST_FRAGMENT).to_be_bytes());
-        self.stream.write_all(&call.0)?;
+        self.stream.write_all(&record(self.xid, program, procedure, arguments))?;
         Ok(self.xid)
     }
 
     /// The next reply: its number and its results.
-    pub(crate) fn receive(&mut self) -> Result<(u32, Vec<u8>), Error> {
+    pub fn receive(&mut self) -> Result<(u32, Vec<u8>), Error> {
         let mut record = Vec::new();
         loop {
             let mut head = [0; 4];
@@ -169,7 +175,7 @@ impl Connection {
     }
 
     /// A call and its reply.
-    pub(crate) fn call(
+    pub fn call(
         &mut self,
         program: (u32, u32),
         procedure: u32,
