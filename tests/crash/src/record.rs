@@ -155,8 +155,13 @@ fn applied(before: &Volumes, request: &Manage) -> Volumes {
 /// A difference between node and model, or a node that does not start or stops.
 pub fn record(bench: &Bench, acts: &[Act], seed: u64) -> Result<Recording> {
     let tape = Tape::default();
-    let start =
-        Start { images: &bench.images, seed, starts: 2, manner: Manner::Recorded(tape.clone()) };
+    let start = Start {
+        images: &bench.images,
+        seed,
+        starts: 2,
+        manner: Manner::Recorded(tape.clone()),
+        tetris_stripes: bench.shape.tetris_stripes(),
+    };
     let first = Promise {
         main: bench.main.fork(),
         second: bench.second.fork(),
@@ -195,7 +200,9 @@ pub fn record_recovery(
     seed: u64,
 ) -> Result<Recording> {
     let tape = Tape::default();
-    let start = Start { images, seed, starts: 3, manner: Manner::Recorded(tape.clone()) };
+    let tetris_stripes = bench.shape.tetris_stripes();
+    let manner = Manner::Recorded(tape.clone());
+    let start = Start { images, seed, starts: 3, manner, tetris_stripes };
     let first = Promise {
         main: promise.main.fork(),
         second: promise.second.fork(),

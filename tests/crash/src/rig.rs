@@ -32,9 +32,6 @@ const LOG_BLOCKS_LARGE: Blocks = Blocks::new(3320);
 const LOG_BLOCKS_DEGRADED: Blocks = Blocks::new(3320);
 /// NV log area whose halves fill within a workload.
 const LOG_BLOCKS_SMALL: Blocks = Blocks::new(96);
-/// Stripes of a tetris: so few that a consistency point chooses places again and again, and meets
-/// what it has just freed.
-const TETRIS_STRIPES: u64 = 2;
 /// Memory of a node.
 const CACHE_BLOCKS: usize = 256;
 /// The volume that workloads change.
@@ -108,6 +105,14 @@ impl Shape {
             Self::RaidDp | Self::RaidDpDegraded => (60, 6),
         }
     }
+    /// Stripes of a tetris. Few: a consistency point chooses places again and again, and meets what
+    /// it has just freed.
+    pub fn tetris_stripes(self) -> u64 {
+        match self {
+            Self::RaidDp | Self::RaidDpDegraded => 2,
+            Self::Raid4 | Self::RaidDpSmallLog => 64,
+        }
+    }
     fn log_blocks(self) -> Blocks {
         match self {
             Self::Raid4 | Self::RaidDp => LOG_BLOCKS_LARGE,
@@ -139,6 +144,8 @@ pub struct Start<'a> {
     pub starts: u8,
     /// How the disks answer.
     pub manner: Manner,
+    /// Stripes of a tetris, at the most.
+    pub tetris_stripes: u64,
 }
 
 impl Start<'_> {
@@ -182,15 +189,16 @@ impl Machine {
         if !committed.is_empty() {
             bail!("the committed state, before replay: {committed:#?}");
         }
-        Self::mount(sim, disks, aggr)
+        Self::mount(sim, disks, aggr, start.tetris_stripes)
     }
 
-    fn mount(sim: SimWorld, disks: Vec<Arc<TapeDisk>>, aggr: Arc<RaidAggregate>) -> Result<Self> {
-        let config = StorageConfig {
-            cache_blocks: CACHE_BLOCKS,
-            log_copies: None,
-            tetris_stripes: TETRIS_STRIPES,
-        };
+    fn mount(
+        sim: SimWorld,
+        disks: Vec<Arc<TapeDisk>>,
+        aggr: Arc<RaidAggregate>,
+        tetris_stripes: u64,
+    ) -> Result<Self> {
+        let config = StorageConfig { cache_blocks: CACHE_BLOCKS, log_copies: None, tetris_stripes };
         let opened = StorageManager::open(sim.world(), aggr.clone(), Some(aggr.clone()), config);
         let node = sim.block_on(opened).map_err(|e| anyhow!("the volumes: {e}"))?;
         Ok(Self { sim, disks, aggr, node: Arc::new(node) })
@@ -391,13 +399,20 @@ impl Bench {
         let (members, spares) = shape.disks();
         let blank = vec![Image::default(); members + usize::from(spares)];
         let seed = 0xBE9C_0000 + shape as u64;
-        let start = Start { images: &blank, seed, starts: 0, manner: Manner::Instant };
+        let started = |images, seed, starts| Start {
+            images,
+            seed,
+            starts,
+            manner: Manner::Instant,
+            tetris_stripes: shape.tetris_stripes(),
+        };
+        let start = started(&blank, seed, 0);
         let (sim, disks) = start.world();
         let mut options = CreateOptions::new(shape.raid(), spares);
         options.log_blocks_per_disk = Some(shape.log_blocks());
         let made = RaidAggregate::create(sim.world(), drivers(&disks), options);
         let aggr = sim.block_on(made)?;
-        let machine = Machine::mount(sim, disks, aggr)?;
+        let machine = Machine::mount(sim, disks, aggr, shape.tetris_stripes())?;
         let (world, node) = (machine.sim.world(), machine.dmodule());
         let mut main = machine.sim.block_on(Runner::new(world.clone(), node.clone(), MAIN))?;
         let mut second = machine.sim.block_on(Runner::new(world, node, SECOND))?;
@@ -410,7 +425,7 @@ impl Bench {
             runner.settled();
         }
         let images = machine.stop()?;
-        let start = Start { images: &images, seed: seed + 1, starts: 1, manner: Manner::Instant };
+        let start = started(&images, seed + 1, 1);
         let machine = Machine::start(&start)?;
         main.attach(machine.dmodule());
         second.attach(machine.dmodule());
@@ -428,7 +443,7 @@ impl Bench {
         images.drain(..shape.pulled());
         images.push(Image::default());
         // What was pulled is missed, and everything settles.
-        let start = Start { images: &images, seed: seed + 2, starts: 2, manner: Manner::Instant };
+        let start = started(&images, seed + 2, 2);
         let machine = Machine::start(&start)?;
         let volumes = volumes_of(&machine)?;
         let images = machine.stop()?;

@@ -24,6 +24,8 @@ use crate::tape::Event;
 const VIOLATIONS_MAX: usize = 20;
 /// Workloads of three acts between two looks at the number of states.
 const ROUND_WORKLOADS: usize = 600;
+/// Outcomes that are built for each state that is to be checked: many of them are equal.
+const CANDIDATES_PER_STATE: usize = 8;
 /// Starts of the node before a state of a workload, and of a recovery, is checked.
 const STARTS_BEFORE: u8 = 3;
 
@@ -313,8 +315,19 @@ impl Sweep {
 
     /// Different states of a run, at most `most`, chosen by their digests.
     fn sample(&self, recording: &Recording, most: usize, tally: &mut Tally) -> Vec<State> {
-        let specs = list(recording, self.depth.effort, self.seed);
+        let mut specs = list(recording, self.depth.effort, self.seed);
         tally.listed += specs.len() as u64;
+        let candidates = most.saturating_mul(CANDIDATES_PER_STATE);
+        if specs.len() > candidates {
+            // Building one costs as much as a tenth of a check.
+            let mut chosen: Vec<(bool, u64, Spec)> = (0u64..)
+                .zip(specs)
+                .map(|(i, s)| (!after_answer(recording, s), mix(i ^ mix(self.seed)), s))
+                .collect();
+            chosen.sort_unstable();
+            chosen.truncate(candidates);
+            specs = chosen.into_iter().map(|(_, _, spec)| spec).collect();
+        }
         let mut seen = BTreeSet::new();
         let mut states = Vec::new();
         build(recording, specs, |state| {
