@@ -4,9 +4,10 @@
 //! gives bytes back. Nothing is allocated for a request before its charge is taken.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
+
+use cairn_sys::lock::{Mutex, Rank};
 
 /// Shared budget in bytes.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ impl Budget {
             max,
             used: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
-            wakers: Mutex::new(BTreeMap::new()),
+            wakers: Mutex::new(Rank::BudgetWaiters, BTreeMap::new()),
         }
     }
 
@@ -44,7 +45,7 @@ impl Budget {
         if self.try_take(bytes) {
             return true;
         }
-        let mut wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
+        let mut wakers = self.wakers.lock();
         wakers.insert(conn, waker.clone());
         self.waiting.store(wakers.len() as u64, Ordering::SeqCst);
         drop(wakers);
@@ -61,7 +62,7 @@ impl Budget {
         assert!(before >= bytes, "more given back than taken");
         if self.waiting.load(Ordering::SeqCst) > 0 {
             let woken = {
-                let mut wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
+                let mut wakers = self.wakers.lock();
                 self.waiting.store(0, Ordering::SeqCst);
                 core::mem::take(&mut *wakers)
             };
@@ -72,7 +73,7 @@ impl Budget {
     /// Forgets a connection that ends while it waits.
     pub(crate) fn forget(&self, conn: u64) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            let mut wakers = self.wakers.lock().unwrap_or_else(|e| e.into_inner());
+            let mut wakers = self.wakers.lock();
             wakers.remove(&conn);
             self.waiting.store(wakers.len() as u64, Ordering::SeqCst);
         }
