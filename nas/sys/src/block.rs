@@ -70,8 +70,29 @@ thread_local! {
     static MAGAZINE: RefCell<Magazine> = const { RefCell::new(Magazine(Vec::new())) };
 }
 
-fn take_page() -> PageRef {
+#[cfg(not(feature = "mutants"))]
+fn count_page() {
     IN_USE.fetch_add(1, Ordering::Relaxed);
+}
+
+/// As above, or with a data race, to see that ThreadSanitizer reports it (`tests/tsan/run`).
+#[cfg(feature = "mutants")]
+#[expect(unsafe_code, reason = "a data race on purpose; not in what ships")]
+fn count_page() {
+    if crate::mutant("pages-counted-in-a-race") {
+        let count = IN_USE.as_ptr();
+        // SAFETY: none, when another thread counts as well: that is the fault.
+        let seen = unsafe { *count };
+        std::thread::yield_now();
+        // SAFETY: as above.
+        unsafe { *count = seen + 1 }
+    } else {
+        IN_USE.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn take_page() -> PageRef {
+    count_page();
     let cached = MAGAZINE.try_with(|m| m.borrow_mut().0.pop()).ok().flatten();
     if let Some(page) = cached {
         return page;

@@ -8,7 +8,7 @@
 //!
 //! Two kinds: [`Mutex`] and [`RwLock`] are held for a few steps by a thread and never while
 //! anything waits; [`AsyncMutex`] and [`AsyncRwLock`] are held by a task over its awaits. What a
-//! task holds is kept per [`scope`]: each task is one, and so is each branch of a future that
+//! task holds is kept per [`scope`]: each task is one, and so is each [`branch`] of a future that
 //! polls several others, since branches of one task wait for each other as tasks do. A scope also
 //! sees to it that no poll ends with a [`Mutex`] held.
 //!
@@ -26,8 +26,8 @@ use shuttle::sync as imp;
 #[cfg(not(feature = "shuttle"))]
 use std::sync as imp;
 
-pub use held::scope;
 use held::{Held, Key};
+pub use held::{branch, scope};
 pub use wait::{AsyncGuard, AsyncMutex, AsyncReadGuard, AsyncRwLock, AsyncWriteGuard};
 
 /// Atomics that the interleaving tests can preempt at.
@@ -303,7 +303,7 @@ impl<T> Leaf<T> {
     }
     /// Locks, whether or not a holder panicked.
     pub fn lock(&self) -> LeafGuard<'_, T> {
-        let held = Held::by_thread(self.key);
+        let held = Held::leaf(self.key);
         LeafGuard { inner: self.inner.lock().unwrap_or_else(|e| e.into_inner()), _held: held }
     }
 }

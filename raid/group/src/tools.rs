@@ -4,14 +4,14 @@ use core::future::poll_fn;
 use core::task::Poll;
 
 use cairn_sys::BoxFuture;
-use cairn_sys::lock::{AsyncGuard, AsyncMutex, Rank, scope};
+use cairn_sys::lock::{AsyncGuard, AsyncMutex, Rank, branch};
 use cairn_units::GroupNo;
 
 /// Runs all of `futures` at once; answers in their order.
-pub(crate) async fn join_all<T>(futures: Vec<BoxFuture<T>>) -> Vec<T> {
+pub(crate) async fn join_all<T: 'static>(futures: Vec<BoxFuture<T>>) -> Vec<T> {
     // Branches of one task hold locks beside each other.
     let mut waiting: Vec<(Option<_>, Option<T>)> =
-        futures.into_iter().map(|f| (Some(Box::pin(scope(f))), None)).collect();
+        futures.into_iter().map(|f| (Some(branch(f)), None)).collect();
     poll_fn(|cx| {
         let mut pending = false;
         for (future, answer) in &mut waiting {

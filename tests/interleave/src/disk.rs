@@ -64,7 +64,7 @@ impl Shelf {
     }
     /// The disks as drivers.
     pub fn drivers(&self) -> Vec<Arc<dyn Disk>> {
-        self.disks.iter().map(|d| -> Arc<dyn Disk> { d.clone() }).collect()
+        self.disks.iter().cloned().map(|disk| disk as Arc<dyn Disk>).collect()
     }
     /// What a power cut at this moment would leave.
     pub fn cut(&self, keep: Keep) -> Image {

@@ -17,11 +17,13 @@ const BLOCKS: u64 = 12;
 /// Blocks of memory: less than one file.
 const CACHE: usize = 6;
 
+const _: () = assert!(BLOCKS == 12);
+
 /// Versions of each block: acknowledged, and asked for.
 #[derive(Default)]
 struct Versions {
-    told: [AtomicU64; BLOCKS as usize],
-    asked: [AtomicU64; BLOCKS as usize],
+    told: [AtomicU64; 12],
+    asked: [AtomicU64; 12],
 }
 
 impl Versions {
@@ -63,7 +65,7 @@ async fn writer(node: Arc<Node>, versions: Arc<Versions>, first: u64) {
 #[test]
 fn readers_see_whole_versions_that_are_new_enough_whatever_is_driven_out() {
     let image = prepared(1, 1, BLOCKS);
-    explore(60, move || {
+    explore(1000, move || {
         let image = image.clone();
         async move {
             let node = Arc::new(Node::open(&image, CACHE).await);
@@ -88,6 +90,29 @@ fn readers_see_whole_versions_that_are_new_enough_whatever_is_driven_out() {
             node.point().await;
             node.sound().await;
             reader(node.clone(), versions, BLOCKS).await;
+            node.stop().await;
+        }
+    });
+}
+
+#[test]
+fn two_readers_of_one_block_that_is_not_in_memory_both_get_it() {
+    let image = prepared(1, 1, BLOCKS);
+    explore(3000, move || {
+        let image = image.clone();
+        async move {
+            let node = Arc::new(Node::open(&image, CACHE).await);
+            let root = node.root(1).await;
+            let file = node.lookup(root, "f0").await.expect("prepared");
+            let read = |node: Arc<Node>| async move {
+                for fbn in 0..3 {
+                    assert_eq!(version_of(&node.read(file, fbn).await, 0, fbn), Some(0));
+                }
+            };
+            let readers = [spawn(read(node.clone())), spawn(read(node.clone()))];
+            for reader in readers {
+                reader.await.expect("it ends");
+            }
             node.stop().await;
         }
     });

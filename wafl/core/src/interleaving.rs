@@ -28,7 +28,7 @@ async fn watch(inner: Arc<Inner>, most: u64) {
 
 #[test]
 fn blocks_on_their_way_from_dirty_to_placed_are_promised_to_nobody() {
-    explore(300, || async {
+    explore(1000, || async {
         let (ground, shelf) = (Ground::default(), Shelf::blank(4, 4096));
         let options = CreateOptions::new(RaidKind::Raid4, 0);
         let made = RaidAggregate::create(ground.world(), shelf.drivers(), options).await;

@@ -253,15 +253,19 @@ impl Inner {
 
     /// Loads blocks of a volume. Blocks that somebody else is loading are waited for.
     pub async fn load(&self, volume: &Volume, misses: Vec<Miss>) -> Result<(), LoadError> {
-        let waiting = self.loaded.notified();
-        tokio::pin!(waiting);
-        if !mutant("load-looks-before-it-listens") {
-            waiting.as_mut().enable();
-        }
-        let mine: Vec<Miss> = {
+        let take = |misses: Vec<Miss>| -> Vec<Miss> {
             let mut loading = self.loading.lock();
             misses.into_iter().filter(|m| loading.insert((volume.fsid, m.file, m.key))).collect()
         };
+        let (early, misses) = match mutant("load-looks-before-it-listens") {
+            true => (take(misses), Vec::new()),
+            false => (Vec::new(), misses),
+        };
+        let waiting = self.loaded.notified();
+        tokio::pin!(waiting);
+        waiting.as_mut().enable();
+        let mut mine = take(misses);
+        mine.extend(early);
         if mine.is_empty() {
             waiting.await;
             return Ok(());

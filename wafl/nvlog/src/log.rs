@@ -115,12 +115,13 @@ impl Shared {
     /// Waits until `ready` gives something; it is asked after every change.
     async fn wait<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T> + Send) -> T {
         loop {
+            let early =
+                mutant("log-looks-before-it-listens").then(|| ready(&mut self.lock())).flatten();
             let mut changed = pin!(self.changed.notified());
             // Registered before the state is looked at, so that no change slips through between.
-            if !mutant("log-looks-before-it-listens") {
-                let _already = changed.as_mut().enable();
-            }
-            if let Some(value) = ready(&mut self.lock()) {
+            let _already = changed.as_mut().enable();
+            let look = !mutant("log-looks-before-it-listens");
+            if let Some(value) = early.or_else(|| look.then(|| ready(&mut self.lock())).flatten()) {
                 return value;
             }
             changed.await;

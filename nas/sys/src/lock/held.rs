@@ -1,19 +1,22 @@
 //! Who holds which ranks: per thread for locks of threads, per scope for locks of tasks.
 //!
-//! Layer: inside [`crate::lock`]. Two versions of the same few items: one that checks, and one
-//! without any state for builds without debug assertions.
+//! Layer: inside [`crate::lock`]. Three versions of the same few items: one that checks, one
+//! without any state for builds without debug assertions, and one that lets the shuttle scheduler
+//! preempt where a lock is given up.
 
 #[cfg(all(debug_assertions, not(feature = "shuttle")))]
-pub use checking::scope;
-#[cfg(all(debug_assertions, not(feature = "shuttle")))]
-pub(super) use checking::{Held, Key};
-#[cfg(not(all(debug_assertions, not(feature = "shuttle"))))]
-pub use trusting::scope;
-#[cfg(not(all(debug_assertions, not(feature = "shuttle"))))]
-pub(super) use trusting::{Held, Key};
+use checking as version;
+#[cfg(feature = "shuttle")]
+use preempting as version;
+#[cfg(not(any(debug_assertions, feature = "shuttle")))]
+use trusting as version;
 
-#[cfg(not(all(debug_assertions, not(feature = "shuttle"))))]
+pub(super) use version::{Held, Key};
+pub use version::{branch, scope};
+
+#[cfg(not(any(debug_assertions, feature = "shuttle")))]
 mod trusting {
+    use crate::BoxFuture;
     use crate::lock::Rank;
 
     #[derive(Clone, Copy)]
@@ -28,6 +31,9 @@ mod trusting {
     pub(in crate::lock) struct Held;
 
     impl Held {
+        pub(in crate::lock) fn leaf(_key: Key) -> Self {
+            Self
+        }
         pub(in crate::lock) fn by_thread(_key: Key) -> Self {
             Self
         }
@@ -37,8 +43,74 @@ mod trusting {
         }
     }
 
-    /// One task, or one branch of a future that polls several: see [`crate::lock`].
+    /// A task: see [`crate::lock`].
     pub fn scope<F: Future>(future: F) -> F {
+        future
+    }
+
+    /// A branch of a future that polls several: see [`crate::lock`].
+    pub fn branch<T: 'static>(future: BoxFuture<T>) -> BoxFuture<T> {
+        future
+    }
+}
+
+#[cfg(feature = "shuttle")]
+mod preempting {
+    use shuttle::sync::atomic::{AtomicBool, Ordering};
+
+    use crate::BoxFuture;
+    use crate::lock::Rank;
+
+    #[derive(Clone, Copy)]
+    pub(in crate::lock) struct Key;
+
+    impl Key {
+        pub(in crate::lock) const fn new(_rank: Rank, _order: u32) -> Self {
+            Self
+        }
+    }
+
+    /// A lock that is held; whether another task may go on when it is given up.
+    pub(in crate::lock) struct Held(bool);
+
+    /// Another task may go on here. The scheduler does not preempt between an unlock and the next
+    /// thing that it knows of; tokio's channels and notifications are nothing that it knows of.
+    fn point() {
+        if !std::thread::panicking() {
+            let _seen = AtomicBool::new(false).load(Ordering::SeqCst);
+        }
+    }
+
+    impl Held {
+        pub(in crate::lock) fn leaf(_key: Key) -> Self {
+            Self(false)
+        }
+        pub(in crate::lock) fn by_thread(_key: Key) -> Self {
+            Self(true)
+        }
+        pub(in crate::lock) fn ask(_key: Key) {
+            point();
+        }
+        pub(in crate::lock) fn by_task(_key: Key) -> Self {
+            Self(true)
+        }
+    }
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            if self.0 {
+                point();
+            }
+        }
+    }
+
+    /// A task: see [`crate::lock`].
+    pub fn scope<F: Future>(future: F) -> F {
+        future
+    }
+
+    /// A branch of a future that polls several: see [`crate::lock`].
+    pub fn branch<T: 'static>(future: BoxFuture<T>) -> BoxFuture<T> {
         future
     }
 }
@@ -50,6 +122,7 @@ mod checking {
     use core::task::{Context, Poll};
     use std::sync::{Arc, Mutex, MutexGuard};
 
+    use crate::BoxFuture;
     use crate::lock::Rank;
 
     /// A rank, and the place among locks of one rank.
@@ -126,6 +199,10 @@ mod checking {
     }
 
     impl Held {
+        /// A lock of the whole process is taken.
+        pub(in crate::lock) fn leaf(key: Key) -> Self {
+            Self::by_thread(key)
+        }
         /// A lock of a thread is taken.
         pub(in crate::lock) fn by_thread(key: Key) -> Self {
             check(key);
@@ -168,9 +245,14 @@ mod checking {
         }
     }
 
-    /// One task, or one branch of a future that polls several: see [`crate::lock`].
+    /// A task: see [`crate::lock`].
     pub fn scope<F: Future>(future: F) -> impl Future<Output = F::Output> {
         Scoped { scope: Arc::default(), future: Box::pin(future) }
+    }
+
+    /// A branch of a future that polls several: see [`crate::lock`].
+    pub fn branch<T: 'static>(future: BoxFuture<T>) -> BoxFuture<T> {
+        Box::pin(scope(future))
     }
 
     struct Scoped<F> {

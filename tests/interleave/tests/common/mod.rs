@@ -179,3 +179,62 @@ pub fn prepared(volumes: u64, files: u64, blocks: u64) -> Image {
         node.stop().await
     })
 }
+
+/// Blocks of one filler file.
+const FILLER_BLOCKS: u64 = 128;
+
+/// As [`prepared`], with one volume on an aggregate that is full but for `fillers_removed` filler
+/// files and what is kept back, and whose free blocks are scattered.
+pub fn prepared_full(files: u64, blocks: u64, fillers_removed: u64) -> Image {
+    once(move || async move {
+        let node = Node::make(0).await;
+        let request =
+            Manage::VolumeCreate { fsid: Fsid::new(1), name: "v1".to_owned(), size_bytes: 1 << 30 };
+        node.manage(request).await;
+        let root = node.root(1).await;
+        let mut all = Vec::new();
+        for file in 0..files {
+            all.push(node.create(root, &format!("f{file}")).await);
+        }
+        let mut fillers = 0;
+        'full: loop {
+            let filler = node.create(root, &format!("filler{fillers}")).await;
+            fillers += 1;
+            for fbn in (0..FILLER_BLOCKS).step_by(32) {
+                let data: Vec<u8> = (fbn..fbn + 32).flat_map(|n| content(99, n, 0)).collect();
+                match node.write(filler, fbn, &data, Stability::Unstable).await {
+                    Ok(()) => {}
+                    Err(Status::NoSpace) => break 'full,
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+            // The files lie between the fillers, so that what they free is everywhere.
+            if fillers % 8 == 0 {
+                node.rewrite(&all, blocks).await;
+                node.point().await;
+            }
+        }
+        for filler in 0..fillers_removed {
+            let op = Op::Remove { dir: root, name: name(&format!("filler{filler}")) };
+            node.call(op).await.expect("removed");
+        }
+        node.point().await;
+        for _ in 0..12 {
+            node.rewrite(&all, blocks).await;
+            node.point().await;
+        }
+        node.stop().await
+    })
+}
+
+impl Node {
+    async fn rewrite(&self, files: &[ObjectRef], blocks: u64) {
+        for (file, obj) in (0u64..).zip(files) {
+            for fbn in 0..blocks {
+                let data = content(file, fbn, 0);
+                let written = self.write(*obj, fbn, &data, Stability::Unstable).await;
+                written.expect("there is room for what was there");
+            }
+        }
+    }
+}
