@@ -10,6 +10,7 @@ help:
 	@echo 'make soak    the system tests that find more the longer they run (SOAK_HOURS, default 8)'
 	@echo 'make crash   the crash-point checker (CRASH_STATES, default 50000; CRASH="..." passes options)'
 	@echo 'make mutants breaks the program on purpose and sees whether the tests notice'
+	@echo 'make tsan    a node under ThreadSanitizer and many clients (TSAN_SECONDS, default 120)'
 	@echo 'make fuzz    every decoder under the fuzzer (FUZZ_SECONDS for each, default 20)'
 	@echo 'make lint    formatting and clippy'
 
@@ -44,6 +45,10 @@ endif
 mutants:
 	@tests/mutants/run
 
+# TSAN_SECONDS says how long.
+tsan:
+	@tests/run tsan
+
 fuzz:
 	@tests/run fuzz
 
@@ -51,4 +56,4 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked
 
-.PHONY: help demo test unit system bench soak crash fuzz mutants lint
+.PHONY: help demo test unit system bench soak crash tsan fuzz mutants lint

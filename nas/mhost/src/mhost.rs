@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use cairn_cf::{DModule, Manage, ManageError, Managed, Metric};
 use cairn_op::ObjectRef;
 use cairn_sys::World;
+use cairn_sys::lock::{AsyncMutex, Mutex, Rank};
 use cairn_units::{Fsid, VserverId};
 use tokio::sync::watch;
 
@@ -58,7 +59,7 @@ pub struct MHost {
     pub(crate) identity: NodeIdentity,
     pub(crate) started_ns: i64,
     publish: Publish,
-    publishing: tokio::sync::Mutex<()>,
+    publishing: AsyncMutex<()>,
     metrics: Mutex<Vec<MetricSource>>,
     progress: Mutex<BTreeMap<u64, Progress>>,
     changes: watch::Sender<u64>,
@@ -67,11 +68,6 @@ pub struct MHost {
 
 fn hex(bytes: [u8; 16]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whoever panicked left whole values: nothing here is changed in more than one step.
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Identity and keys of the node, made when there are none.
@@ -113,12 +109,12 @@ impl MHost {
             started_ns: world.clock.wall().get(),
             world,
             dmodule,
-            endpoints: Mutex::default(),
+            endpoints: Mutex::new(Rank::Endpoints, Endpoints::default()),
             identity,
             publish,
-            publishing: tokio::sync::Mutex::new(()),
-            metrics: Mutex::new(Vec::new()),
-            progress: Mutex::new(BTreeMap::new()),
+            publishing: AsyncMutex::new(Rank::Publishing, ()),
+            metrics: Mutex::new(Rank::MetricSources, Vec::new()),
+            progress: Mutex::new(Rank::JobProgress, BTreeMap::new()),
             changes: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
         });
@@ -140,16 +136,16 @@ impl MHost {
 
     /// Tells where the node can be reached, when that is known.
     pub fn set_endpoints(&self, endpoints: Endpoints) {
-        *lock(&self.endpoints) = endpoints;
+        *self.endpoints.lock() = endpoints;
     }
 
     pub(crate) fn endpoints(&self) -> Endpoints {
-        lock(&self.endpoints).clone()
+        self.endpoints.lock().clone()
     }
 
     /// Adds a source of counters.
     pub fn add_metrics(&self, source: MetricSource) {
-        lock(&self.metrics).push(source);
+        self.metrics.lock().push(source);
     }
 
     /// All counters of the node.
@@ -161,7 +157,7 @@ impl MHost {
             Managed::Counters(metrics) => metrics,
             _ => return Err(ApiError::unexpected()),
         };
-        let sources = lock(&self.metrics).clone();
+        let sources = self.metrics.lock().clone();
         for source in sources {
             out.extend(source());
         }
@@ -232,7 +228,7 @@ impl MHost {
                     tracing::error!(job = id, "job stopped: {e}");
                 }
             }
-            lock(&mhost.progress).remove(&id);
+            mhost.progress.lock().remove(&id);
             mhost.changed();
         };
         self.world.spawn.spawn("job", Box::pin(task));
@@ -242,7 +238,7 @@ impl MHost {
         let steps = job.what.steps().len();
         while job.state == JobState::Running {
             let outcome = self.run_step(&job).await;
-            lock(&self.progress).remove(&job.id);
+            self.progress.lock().remove(&job.id);
             let now = self.world.clock.wall().get();
             match outcome {
                 Ok(message) => {
@@ -277,12 +273,12 @@ impl MHost {
     }
 
     pub(crate) fn set_progress(&self, job: u64, progress: Progress) {
-        lock(&self.progress).insert(job, progress);
+        self.progress.lock().insert(job, progress);
         self.changed();
     }
 
     pub(crate) fn progress(&self, job: u64) -> Option<Progress> {
-        lock(&self.progress).get(&job).cloned()
+        self.progress.lock().get(&job).cloned()
     }
 
     fn changed(&self) {

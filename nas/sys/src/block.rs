@@ -16,9 +16,11 @@ use core::ops::{Deref, DerefMut};
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock};
 
 use cairn_units::BLOCK_BYTES;
+
+use crate::lock::{Leaf, LeafGuard, Rank};
 
 /// Pages in one slab: 4 MiB, what a driver registers as one buffer.
 pub const SLAB_PAGES: usize = 1024;
@@ -36,12 +38,13 @@ struct Common {
     slabs: Vec<(usize, usize)>,
 }
 
-static COMMON: Mutex<Common> = Mutex::new(Common { free: Vec::new(), slabs: Vec::new() });
+static COMMON: Leaf<Common> =
+    Leaf::new(Rank::BlockPool, Common { free: Vec::new(), slabs: Vec::new() });
 static IN_USE: AtomicU64 = AtomicU64::new(0);
 
-fn common() -> MutexGuard<'static, Common> {
+fn common() -> LeafGuard<'static, Common> {
     // A panic while the list is held leaves it whole: pushes and pops are single steps.
-    COMMON.lock().unwrap_or_else(|e| e.into_inner())
+    COMMON.lock()
 }
 
 /// Address and length in bytes of every slab made so far, in order of creation; slabs are never
@@ -67,8 +70,29 @@ thread_local! {
     static MAGAZINE: RefCell<Magazine> = const { RefCell::new(Magazine(Vec::new())) };
 }
 
-fn take_page() -> PageRef {
+#[cfg(not(feature = "mutants"))]
+fn count_page() {
     IN_USE.fetch_add(1, Ordering::Relaxed);
+}
+
+/// As above, or with a data race, to see that ThreadSanitizer reports it (`tests/tsan/run`).
+#[cfg(feature = "mutants")]
+#[expect(unsafe_code, reason = "a data race on purpose; not in what ships")]
+fn count_page() {
+    if crate::mutant("pages-counted-in-a-race") {
+        let count = IN_USE.as_ptr();
+        // SAFETY: none, when another thread counts as well: that is the fault.
+        let seen = unsafe { *count };
+        std::thread::yield_now();
+        // SAFETY: as above.
+        unsafe { *count = seen + 1 }
+    } else {
+        IN_USE.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn take_page() -> PageRef {
+    count_page();
     let cached = MAGAZINE.try_with(|m| m.borrow_mut().0.pop()).ok().flatten();
     if let Some(page) = cached {
         return page;

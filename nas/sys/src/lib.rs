@@ -6,6 +6,7 @@
 //! a volume or a disk.
 
 pub mod block;
+pub mod lock;
 pub mod mutants;
 pub mod real;
 

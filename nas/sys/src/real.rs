@@ -7,19 +7,20 @@
 use core::time::Duration;
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cairn_units::{MonoTime, WallTime};
 
+use crate::lock::{Leaf, Rank, scope};
 use crate::{BoxFuture, Clock, Entropy, Spawn, World};
 
 /// A world on the tokio runtime of the caller; tasks are spawned on `handle`.
 pub fn world(handle: tokio::runtime::Handle) -> std::io::Result<World> {
     let spawn = Arc::new(RealSpawn { handle: handle.clone() });
+    let source = std::fs::File::open("/dev/urandom")?;
     Ok(World {
         clock: Arc::new(RealClock { start: Instant::now(), handle }),
-        entropy: Arc::new(RealEntropy { source: Mutex::new(std::fs::File::open("/dev/urandom")?) }),
+        entropy: Arc::new(RealEntropy { source: Leaf::new(Rank::Entropy, source) }),
         spawn,
     })
 }
@@ -48,13 +49,13 @@ impl Clock for RealClock {
 }
 
 struct RealEntropy {
-    source: Mutex<std::fs::File>,
+    source: Leaf<std::fs::File>,
 }
 
 impl Entropy for RealEntropy {
     fn next_u64(&self) -> u64 {
         let mut bytes = [0; 8];
-        let mut source = self.source.lock().unwrap_or_else(|e| e.into_inner());
+        let mut source = self.source.lock();
         match source.read_exact(&mut bytes) {
             Ok(()) => u64::from_le_bytes(bytes),
             Err(e) => panic!("the kernel's random source failed: {e}"),
@@ -69,6 +70,6 @@ struct RealSpawn {
 impl Spawn for RealSpawn {
     fn spawn(&self, name: &'static str, task: BoxFuture<()>) {
         let _named = name;
-        drop(self.handle.spawn(task));
+        drop(self.handle.spawn(scope(task)));
     }
 }

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use cairn_oncrpc::message::{AUTH_SYS, Refusal};
 use cairn_oncrpc::xdr::{Decoder, Put};
 use cairn_oncrpc::{Body, Call, Outcome};
 use cairn_op::{FileHandle, Files, OpCtx, Status, Submitted};
+use cairn_sys::lock::{Guard, Mutex, Rank};
 
 /// Longest path.
 const PATH_BYTES_MAX: u32 = 1024;
@@ -67,12 +68,18 @@ impl MountProcedure {
 }
 
 /// Who has mounted what.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct MountList(Mutex<BTreeSet<(IpAddr, Vec<u8>)>>);
 
+impl Default for MountList {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::MountList, BTreeSet::new()))
+    }
+}
+
 impl MountList {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<(IpAddr, Vec<u8>)>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    fn lock(&self) -> Guard<'_, BTreeSet<(IpAddr, Vec<u8>)>> {
+        self.0.lock()
     }
     fn add(&self, client: IpAddr, path: Vec<u8>) {
         let mut list = self.lock();

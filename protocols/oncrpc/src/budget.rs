@@ -12,9 +12,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 use std::task::Waker;
 
+use cairn_sys::lock::{Guard, Mutex, Rank};
 use cairn_sys::mutant;
 
 /// Who asks.
@@ -94,7 +94,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(max: u64) -> Self {
-        let line = Mutex::new(Line::default());
+        let line = Mutex::new(Rank::BudgetWaiters, Line::default());
         Self { max, used: AtomicU64::new(0), wanted: AtomicU64::new(0), line }
     }
 
@@ -107,8 +107,8 @@ impl Budget {
         self.wanted.load(Ordering::SeqCst)
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(|e| e.into_inner())
+    fn line(&self) -> Guard<'_, Line> {
+        self.line.lock()
     }
 
     /// Takes `bytes` if they are there.
@@ -138,7 +138,7 @@ impl Budget {
     }
 
     /// Notes what is waited for, and wakes whose turn it is.
-    fn next(&self, line: MutexGuard<'_, Line>) {
+    fn next(&self, line: Guard<'_, Line>) {
         self.wanted.store(line.bytes(), Ordering::SeqCst);
         let waker = line.first().map(|w| w.waker.clone());
         drop(line);

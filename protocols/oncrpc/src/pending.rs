@@ -5,28 +5,36 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
+
+use cairn_sys::lock::{Mutex, Rank};
 
 use crate::config::CONNECTION_REQUESTS_MAX;
 
 const WORDS: usize = CONNECTION_REQUESTS_MAX.div_ceil(64);
 
 /// Wakes a connection's task, whichever waker it has at the moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct TaskWaker(Mutex<Option<Waker>>);
+
+impl Default for TaskWaker {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::CallWaker, None))
+    }
+}
 
 impl TaskWaker {
     pub(crate) fn set(&self, waker: &Waker) {
-        let mut held = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut held = self.0.lock();
         match &mut *held {
             Some(old) if old.will_wake(waker) => {}
             slot => *slot = Some(waker.clone()),
         }
     }
     pub(crate) fn wake(&self) {
-        let waker = self.0.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let waker = self.0.lock().clone();
         if let Some(waker) = waker {
             waker.wake();
         }

@@ -11,9 +11,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use cairn_sys::lock::{Guard, Mutex, Rank};
 use cairn_sys::mutant;
 use cairn_units::MonoTime;
 use tokio::sync::oneshot;
@@ -77,16 +78,16 @@ pub(crate) struct ReplayCache {
 impl ReplayCache {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
-            shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(Rank::ReplyCache, Shard::default())).collect(),
             entries_max: (limits.replay_entries_max / SHARDS).max(1),
             bytes_max: (limits.replay_bytes_max / SHARDS).max(REPLY_BYTES_MAX),
             expiry_nanos: u64::try_from(limits.replay_expiry.as_nanos()).unwrap_or(u64::MAX),
         })
     }
 
-    fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
+    fn shard(&self, key: &Key) -> Guard<'_, Shard> {
         let index = (key.xid ^ key.checksum) as usize % SHARDS;
-        self.shards[index].lock().unwrap_or_else(|e| e.into_inner())
+        self.shards[index].lock()
     }
 
     /// Looks a call up, and enters it if it is new.
@@ -150,7 +151,7 @@ impl ReplayCache {
 
     #[cfg(test)]
     fn totals(&self) -> (usize, usize) {
-        let shards = self.shards.iter().map(|s| s.lock().unwrap());
+        let shards = self.shards.iter().map(|s| s.lock());
         shards.fold((0, 0), |(n, b), s| (n + s.entries.len(), b + s.bytes))
     }
 }

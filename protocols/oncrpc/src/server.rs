@@ -11,12 +11,13 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use cairn_sys::lock::{Guard, Mutex, Rank, scope};
 use cairn_sys::{BoxFuture, World, mutant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -154,7 +155,7 @@ impl<S: Service> Shared<S> {
             replay: ReplayCache::new(&limits),
             metrics: Metrics::new(S::METRICS, workers.len()),
             name,
-            registry: Mutex::new(BTreeMap::new()),
+            registry: Mutex::new(Rank::Connections, BTreeMap::new()),
             closed: Notify::new(),
             log: LogLimiter::default(),
             room_made_at: AtomicU64::new(0),
@@ -162,8 +163,8 @@ impl<S: Service> Shared<S> {
         })
     }
 
-    fn registry(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Control>>> {
-        self.registry.lock().unwrap_or_else(|e| e.into_inner())
+    fn registry(&self) -> Guard<'_, BTreeMap<u64, Arc<Control>>> {
+        self.registry.lock()
     }
 
     fn may_log(&self) -> bool {
@@ -401,7 +402,7 @@ fn admit<S: Service>(shared: &Arc<Shared<S>>, stream: TcpStream, client: SocketA
         run(registered, control, stream, client).await;
     };
     if let Some(handle) = &shared.workers[worker].handle {
-        drop(handle.spawn(task));
+        drop(handle.spawn(scope(task)));
     }
 }
 

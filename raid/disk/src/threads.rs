@@ -12,10 +12,11 @@ use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use cairn_sys::lock::{Condvar, Guard, Mutex, Rank};
 use cairn_units::{BLOCK_BYTES, Blocks};
 
 use crate::device::{Device, DeviceKind, Head, Op, Request};
@@ -55,8 +56,8 @@ struct Shared {
     timeout: Duration,
 }
 
-fn lock(shared: &Shared) -> MutexGuard<'_, Table> {
-    shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(shared: &Shared) -> Guard<'_, Table> {
+    shared.table.lock()
 }
 
 /// The queue of one disk; dropping it ends the threads when they are idle.
@@ -71,7 +72,7 @@ impl Threads {
     /// When the kernel gives no more threads.
     pub(crate) fn start(options: DriverOptions) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            table: Mutex::new(Table::default()),
+            table: Mutex::new(Rank::DiskQueue, Table::default()),
             work: Condvar::new(),
             watch: Condvar::new(),
             timeout: options.request_timeout,
@@ -128,7 +129,7 @@ fn run_worker(shared: &Shared) {
             if table.closed {
                 return;
             }
-            table = shared.work.wait(table).unwrap_or_else(PoisonError::into_inner);
+            table = shared.work.wait(table);
             continue;
         };
         drop(table);
@@ -160,11 +161,8 @@ fn run_watch(shared: &Shared) {
             return;
         }
         table = match next {
-            Some(limit) => {
-                let waited = shared.watch.wait_timeout(table, limit);
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => shared.watch.wait(table).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => shared.watch.wait_timeout(table, limit),
+            None => shared.watch.wait(table),
         };
     }
 }

@@ -28,10 +28,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use cairn_sys::block::slabs;
+use cairn_sys::lock::{Mutex, Rank};
 use cairn_units::BLOCK_BYTES;
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -55,11 +56,6 @@ const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 const WAKE: u64 = u64::MAX;
 
 const _: () = assert!(DISK_REQUESTS_MAX <= COMPLETIONS as usize);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Single pushes and pops: whole even after a panic elsewhere.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[derive(Default)]
 struct Incoming {
@@ -98,8 +94,10 @@ impl Ring {
     /// # Errors
     /// What the kernel says when it refuses io_uring or lacks a feature.
     pub(crate) fn start(options: DriverOptions) -> io::Result<Self> {
-        let shared =
-            Arc::new(Shared { incoming: Mutex::new(Incoming::default()), wake: eventfd()? });
+        let shared = Arc::new(Shared {
+            incoming: Mutex::new(Rank::DiskQueue, Incoming::default()),
+            wake: eventfd()?,
+        });
         let (ready, started) = mpsc::channel();
         let back_shared = shared.clone();
         let thread = std::thread::Builder::new().name("cairn-disks".to_owned());
@@ -120,7 +118,7 @@ impl Ring {
 
 impl Queue for Ring {
     fn submit(&self, request: Request) {
-        let mut incoming = lock(&self.shared.incoming);
+        let mut incoming = self.shared.incoming.lock();
         if incoming.dead {
             return;
         }
@@ -135,7 +133,7 @@ impl Queue for Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        lock(&self.shared.incoming).closed = true;
+        self.shared.incoming.lock().closed = true;
         self.shared.wake();
     }
 }
@@ -288,7 +286,7 @@ impl Back {
     fn run(&mut self) {
         loop {
             let (fresh, closed) = {
-                let mut incoming = lock(&self.shared.incoming);
+                let mut incoming = self.shared.incoming.lock();
                 incoming.asleep = false;
                 (core::mem::take(&mut incoming.requests), incoming.closed)
             };
@@ -377,7 +375,7 @@ impl Back {
             self.wake_armed = true;
         }
         let idle = {
-            let mut incoming = lock(&self.shared.incoming);
+            let mut incoming = self.shared.incoming.lock();
             incoming.asleep = incoming.requests.is_empty();
             incoming.asleep && self.completions.is_empty()
         };
@@ -457,7 +455,7 @@ impl Back {
 impl Drop for Back {
     fn drop(&mut self) {
         {
-            let mut incoming = lock(&self.shared.incoming);
+            let mut incoming = self.shared.incoming.lock();
             incoming.dead = true;
             // Their askers see that the driver has stopped.
             incoming.requests.clear();

@@ -3,8 +3,8 @@
 //! Layer: over configuration, labels and rebuild. Each order is a change of the configuration,
 //! stable before the order is answered.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
     AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, RaidCounters, RaidKind,
@@ -23,7 +23,6 @@ use crate::label::{Probe, Role, read_label};
 use crate::layout::Layout;
 use crate::member::Member;
 use crate::ondisk::CONFIG_RECORDS_MAX;
-use crate::tools::lock;
 use crate::view::View;
 
 pub(crate) fn refused(location: &str, reason: impl ToString) -> AdminError {
@@ -355,6 +354,6 @@ impl AggregateAdmin for RaidAggregate {
     }
 
     fn scrub(&self) -> ScrubStatus {
-        *lock(&self.core.scrub)
+        *self.core.scrub.lock()
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Layer: the door of the crate; everything is done by [`Core`] and its parts.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
     Aggregate, BlockTag, Geometry, LogStore, Place, PlaceOnDisk, ReadError, ReadRequest,
@@ -22,7 +22,6 @@ use crate::log_areas::LogAreas;
 use crate::ondisk::REGION_STRIPES;
 use crate::open::{OpenError, OpenOptions, Refused, open};
 use crate::stripe::parity_slots;
-use crate::tools::lock;
 use crate::view::{GroupView, Slot};
 
 /// An aggregate on RAID groups. Drop it after [`RaidAggregate::shutdown`].
@@ -79,7 +78,7 @@ impl RaidAggregate {
 
     /// What happened since the last call, oldest first (the last 256 at most).
     pub fn events(&self) -> Vec<Event> {
-        std::mem::take(&mut *lock(&self.core.events))
+        std::mem::take(&mut *self.core.events.lock())
     }
 
     /// Ends the background tasks (rebuild, scrub) after their present step. Rebuild goes on from
@@ -97,7 +96,7 @@ impl RaidAggregate {
             let (group, slot, stripe) = view.locate(at)?;
             let member = group.slots[slot].readable(stripe)?;
             let entry = core.stamps.get(member, stripe / REGION_STRIPES).await.ok()?;
-            let stamp = lock(&entry).get(stripe);
+            let stamp = entry.lock().get(stripe);
             stamp.tag()
         })
     }
@@ -170,7 +169,7 @@ impl Aggregate for RaidAggregate {
     }
 
     fn root(&self) -> Option<RootRecord> {
-        lock(&self.core.root).record.clone()
+        self.core.root.lock().record.clone()
     }
 
     fn log(&self) -> Arc<dyn LogStore> {

@@ -15,7 +15,7 @@ use cairn_units::{AggregateUuid, CpCount};
 use crate::core::{Core, Interval};
 use crate::member::Member;
 use crate::ondisk::{MAGIC_ROOT, RootSlotV1, blank, open, seal};
-use crate::tools::{join_all, lock};
+use crate::tools::join_all;
 
 /// A root slot as found on a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Core {
         for member in dirty.iter().filter(|m| !m.is_dead()) {
             member.map.flushed();
         }
-        lock(&interval.masks).clear();
+        interval.masks.lock().clear();
         Ok(self.log.restart().await)
     }
 
@@ -127,7 +127,7 @@ impl Core {
         dead_epoch: u64,
     ) -> Result<(), WriteError> {
         let next = {
-            let mut root = lock(&self.root);
+            let mut root = self.root.lock();
             root.sequence += 1;
             let slot = match root.committed.as_ref().map(|r| r.slot) {
                 Some(0) => 1,
@@ -171,7 +171,7 @@ impl Core {
         if written == 0 {
             return Err(WriteError::RootNotWritten { written, disks });
         }
-        let mut root = lock(&self.root);
+        let mut root = self.root.lock();
         root.record = Some(next.record.clone());
         root.committed = Some(next);
         Ok(())

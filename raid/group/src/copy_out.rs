@@ -10,8 +10,8 @@
 //! should hold: every block was verified by its stamp, or found from parity. Nothing is read from
 //! a twin. One copy at a time in a group, so that a stripe log record needs to name only one.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{AdminError, ColumnState, WriteError};
 use cairn_sys::Block;
@@ -26,7 +26,6 @@ use crate::ondisk::{REGION_STRIPES, STAMP_UNKNOWN, StampV1};
 use crate::rebuild::STEP_BLOCKS_MAX;
 use crate::stamps::StampKind;
 use crate::stripe::{StampSet, StripeCells, solve, stamp_for};
-use crate::tools::lock;
 use crate::view::{GroupView, Twin, View};
 
 fn refused(disk: DiskUuid, reason: impl ToString) -> AdminError {
@@ -222,7 +221,7 @@ impl Core {
             position.twin = None;
             note_failed(&mut config, disk.uuid);
             self.adopt(config).await?;
-            lock(&self.replaced).insert(disk.uuid, twin.member.uuid);
+            self.replaced.lock().insert(disk.uuid, twin.member.uuid);
             self.forget_member(&disk);
             self.settle_locked().await?;
             (disk, twin.member, column)
@@ -275,7 +274,7 @@ fn put_copy(
 ) {
     let zero = stamp.kind() == StampKind::Zero;
     let there = stamps.twin(slot, stripe).is_some_and(|entry| {
-        let entry = lock(entry);
+        let entry = entry.lock();
         entry.get(stripe).kind() == StampKind::Zero && !entry.suspect
     });
     if !(zero && there) {

@@ -6,11 +6,12 @@
 //! ([`Core::settle`], in `failure.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use cairn_raid_api::{RaidCounters, RootRecord, ScrubStatus};
 use cairn_raid_disk::{DiskError, REQUEST_BLOCKS_MAX};
+use cairn_sys::lock::atomic::{AtomicBool, AtomicU64, Ordering};
+use cairn_sys::lock::{AsyncMutex, AsyncRwLock, Mutex, Rank, RwLock};
 use cairn_sys::{Block, BoxFuture, World, mutant};
 use cairn_units::{Dbn, DiskUuid, GroupNo};
 
@@ -20,7 +21,7 @@ use crate::ondisk::StampV1;
 use crate::open::Opener;
 use crate::stamps::StampCache;
 use crate::stripe_log::StripeLog;
-use crate::tools::{StripeLocks, join_all, lock, read_lock, write_lock};
+use crate::tools::{StripeLocks, join_all};
 use crate::view::View;
 
 /// Blocks in one disk request at the most.
@@ -69,25 +70,30 @@ pub(crate) struct RootState {
 
 /// State that belongs to the flush interval; held exclusively by a flush, shared by whoever
 /// writes stripes.
-#[derive(Default)]
 pub(crate) struct Interval {
     /// Data columns of each stripe modified since the last flush.
     pub masks: Mutex<BTreeMap<(GroupNo, u64), [u64; 4]>>,
+}
+
+impl Default for Interval {
+    fn default() -> Self {
+        Self { masks: Mutex::new(Rank::StripeMasks, BTreeMap::new()) }
+    }
 }
 
 /// See the module.
 pub(crate) struct Core {
     pub world: World,
     pub view: RwLock<Arc<View>>,
-    pub interval: tokio::sync::RwLock<Interval>,
+    pub interval: AsyncRwLock<Interval>,
     pub locks: StripeLocks,
     pub stamps: StampCache,
     pub log: StripeLog,
     pub root: Mutex<RootState>,
     /// Held while the configuration changes.
-    pub config: tokio::sync::Mutex<()>,
+    pub config: AsyncMutex<()>,
     /// Held shared by writes to the NV log areas, exclusively while a piece of one is copied.
-    pub log_areas: tokio::sync::RwLock<()>,
+    pub log_areas: AsyncRwLock<()>,
     /// Disks whose place, NV log area included, another one has taken.
     pub replaced: Mutex<BTreeMap<DiskUuid, DiskUuid>>,
     /// Deaths that are not stable in the configuration yet.
@@ -180,10 +186,10 @@ impl Writes {
 impl Core {
     /// The aggregate at this moment.
     pub(crate) fn view(&self) -> Arc<View> {
-        read_lock(&self.view).clone()
+        self.view.read().clone()
     }
     pub(crate) fn publish(&self, view: View) {
-        *write_lock(&self.view) = Arc::new(view);
+        *self.view.write() = Arc::new(view);
     }
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
@@ -305,7 +311,7 @@ impl Core {
 
     /// Adds an event for whoever asks ([`crate::RaidAggregate::events`]).
     pub(crate) fn event(&self, event: crate::Event) {
-        let mut events = lock(&self.events);
+        let mut events = self.events.lock();
         if events.len() >= crate::EVENTS_MAX {
             events.remove(0);
         }

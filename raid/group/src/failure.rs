@@ -6,9 +6,9 @@
 //! configuration that counts more disks out than parity covers is never written, so that an
 //! aggregate whose shelf lost power opens again.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{ColumnState, WriteError};
 use cairn_raid_disk::DiskError;
@@ -20,7 +20,7 @@ use crate::config::{Config, Known};
 use crate::core::Core;
 use crate::label::{Identity, Role, label_block};
 use crate::member::Member;
-use crate::tools::{join_all, lock};
+use crate::tools::join_all;
 use crate::view::View;
 
 impl Core {
@@ -164,7 +164,7 @@ impl Core {
             let needed = group.slots.iter().any(|s| {
                 s.twin().is_some() || (s.state == ColumnState::Rebuilding && s.writable().is_some())
             });
-            if needed && lock(&self.rebuilding).insert(group.group) {
+            if needed && self.rebuilding.lock().insert(group.group) {
                 let (core, group) = (self.clone(), group.group);
                 self.world.spawn.spawn(
                     "rebuild",

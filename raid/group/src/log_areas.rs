@@ -12,7 +12,7 @@ use cairn_units::{Blocks, Dbn};
 
 use crate::core::Core;
 use crate::member::Member;
-use crate::tools::{join_all, lock};
+use crate::tools::join_all;
 use crate::view::Slot;
 
 /// Blocks of an area copied at once, while the log waits.
@@ -60,7 +60,7 @@ impl LogAreas {
         }
         let view = self.core.view();
         let mut disk = area.0;
-        while let Some(by) = lock(&self.core.replaced).get(&disk) {
+        while let Some(by) = self.core.replaced.lock().get(&disk) {
             disk = *by;
         }
         let member = view.members.get(&disk).filter(|m| !m.is_dead());

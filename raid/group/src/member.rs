@@ -4,17 +4,16 @@
 //! region whose bit is clear was never written and reads as zeros; the durable copy of a map
 //! block is never the one that is written next.
 
+use cairn_sys::lock::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use cairn_raid_disk::{Disk, DiskError, DiskInfo};
+use cairn_sys::lock::{AsyncMutex, Mutex, Rank};
 use cairn_sys::{Block, BlockMut};
 use cairn_units::{Blocks, Dbn, DiskUuid};
 
 use crate::layout::Layout;
 use crate::ondisk::{MAGIC_MAP, MAP_REGIONS, MapBlockV1, blank, open, seal};
-use crate::tools::lock;
 
 /// Medium errors after which a disk is taken out, when its group can spare it.
 pub(crate) const MEDIUM_ERRORS_MAX: u32 = 64;
@@ -150,10 +149,17 @@ impl MapBlock {
 pub(crate) struct RegionMap {
     blocks: Mutex<Vec<MapBlock>>,
     /// Held while map blocks are written: two writes of one block must not overtake each other.
-    pub writing: tokio::sync::Mutex<()>,
+    pub writing: AsyncMutex<()>,
 }
 
 impl RegionMap {
+    fn of(blocks: Vec<MapBlock>) -> Self {
+        Self {
+            blocks: Mutex::new(Rank::RegionMap, blocks),
+            writing: AsyncMutex::new(Rank::RegionMapWrite, ()),
+        }
+    }
+
     /// The map of a disk that holds nothing; [`Self::format`] gives its blocks.
     pub(crate) fn empty(layout: &Layout) -> Self {
         let blocks = (0..layout.map_indexes())
@@ -166,12 +172,12 @@ impl RegionMap {
                 lost: false,
             })
             .collect();
-        Self { blocks: Mutex::new(blocks), writing: tokio::sync::Mutex::new(()) }
+        Self::of(blocks)
     }
 
     /// Both copies of every block, in disk order, for a disk that joins.
     pub(crate) fn format(&self, disk: DiskUuid) -> Vec<Block> {
-        let blocks = lock(&self.blocks);
+        let blocks = self.blocks.lock();
         (0u64..)
             .zip(blocks.iter())
             .flat_map(|(index, b)| [encode(disk, index, b, b.sequence), Block::zero()])
@@ -218,11 +224,11 @@ impl RegionMap {
                 lost: true,
             }));
         }
-        Ok(Self { blocks: Mutex::new(blocks), writing: tokio::sync::Mutex::new(()) })
+        Ok(Self::of(blocks))
     }
 
     pub(crate) fn known(&self, region: u64) -> RegionKnown {
-        let blocks = lock(&self.blocks);
+        let blocks = self.blocks.lock();
         let Some((block, word, bit)) = place(&blocks, region) else { return RegionKnown::Never };
         if block.lost || block.bits[word] & bit != 0 {
             RegionKnown::Written
@@ -235,7 +241,7 @@ impl RegionMap {
 
     /// Whether the bit itself is set, so that no map block has to be written for the region.
     pub(crate) fn has(&self, region: u64) -> bool {
-        let blocks = lock(&self.blocks);
+        let blocks = self.blocks.lock();
         place(&blocks, region).is_some_and(|(block, word, bit)| block.bits[word] & bit != 0)
     }
 
@@ -247,7 +253,7 @@ impl RegionMap {
         layout: &Layout,
         regions: &[u64],
     ) -> Vec<(Dbn, Block)> {
-        let mut blocks = lock(&self.blocks);
+        let mut blocks = self.blocks.lock();
         let mut touched: Vec<u64> = Vec::new();
         for region in regions {
             let index = region / MAP_REGIONS;
@@ -275,7 +281,7 @@ impl RegionMap {
 
     /// Everything written so far is durable.
     pub(crate) fn flushed(&self) {
-        for block in lock(&self.blocks).iter_mut().filter(|b| b.dirty) {
+        for block in self.blocks.lock().iter_mut().filter(|b| b.dirty) {
             block.durable = Some(block.target());
             block.sequence += 1;
             block.dirty = false;

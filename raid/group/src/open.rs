@@ -4,13 +4,14 @@
 //! then bringing up, which first makes the loss of missing disks stable, then recovers the stripe
 //! log, then writes the newest root to all disks.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, RwLock};
+use cairn_sys::lock::atomic::{AtomicBool, AtomicU64};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cairn_raid_api::{ColumnState, ScrubStatus, WriteError};
 use cairn_raid_disk::{Disk, DiskError};
 use cairn_raid_parity::is_zero;
+use cairn_sys::lock::{AsyncMutex, AsyncRwLock, Mutex, Rank, RwLock};
 use cairn_sys::{Block, BoxFuture, World};
 use cairn_units::{AggregateUuid, DiskUuid, GroupNo};
 
@@ -323,25 +324,25 @@ async fn bring_up(
     };
     let core = Arc::new(Core {
         world,
-        view: RwLock::new(Arc::new(view)),
-        interval: tokio::sync::RwLock::new(Interval::default()),
+        view: RwLock::new(Rank::View, Arc::new(view)),
+        interval: AsyncRwLock::new(Rank::FlushInterval, Interval::default()),
         locks: StripeLocks::new(),
         stamps: StampCache::new(crate::STAMP_CACHE_MAX),
         log: StripeLog::new(aggregate, size, log.epoch + 1),
-        root: Mutex::new(root),
-        config: tokio::sync::Mutex::new(()),
-        log_areas: tokio::sync::RwLock::new(()),
-        replaced: Mutex::default(),
+        root: Mutex::new(Rank::Root, root),
+        config: AsyncMutex::new(Rank::Configuration, ()),
+        log_areas: AsyncRwLock::new(Rank::LogAreas, ()),
+        replaced: Mutex::new(Rank::Replaced, BTreeMap::new()),
         unsettled: AtomicU64::new(0),
         deaths: tokio::sync::watch::Sender::new(0),
         fenced: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
         counters: Counters::default(),
-        scrub: Mutex::new(ScrubStatus::default()),
-        rebuilding: Mutex::default(),
+        scrub: Mutex::new(Rank::Scrub, ScrubStatus::default()),
+        rebuilding: Mutex::new(Rank::Rebuilding, BTreeSet::new()),
         sick: AtomicBool::new(false),
         opener: options.opener,
-        events: Mutex::default(),
+        events: Mutex::new(Rank::RaidEvents, Vec::new()),
     });
     // What a killed program left in a disk's cache is made stable: from here on, what can be read
     // is durable.

@@ -16,7 +16,7 @@ use crate::member::RegionKnown;
 use crate::ondisk::{REGION_STRIPES, crc_of};
 use crate::stamps::StampKind;
 use crate::stripe::{Cell, StripeCells, parity_agrees, solve};
-use crate::tools::{join_all, lock};
+use crate::tools::join_all;
 use crate::view::{GroupView, View};
 
 /// Slow reads that one call runs at once.
@@ -49,7 +49,7 @@ impl Core {
                 Some(crc) => crc,
                 None => match self.stamps.get(member, stripe / REGION_STRIPES).await {
                     Ok(entry) => {
-                        let entry = lock(&entry);
+                        let entry = entry.lock();
                         match entry.get(stripe).kind() {
                             StampKind::Written(crc) => crc,
                             StampKind::Zero if !entry.suspect => {

@@ -7,9 +7,9 @@
 //! the durable progress mark never runs ahead of durable blocks and stamps. The same task copies
 //! disks out (`copy_out.rs`).
 
+use cairn_sys::lock::atomic::Ordering;
 use core::time::Duration;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{ColumnState, WriteError};
 use cairn_raid_parity::is_zero;
@@ -22,7 +22,6 @@ use crate::core::{Core, Purpose, Writes, count};
 use crate::ondisk::{REGION_STRIPES, STAMP_UNKNOWN, StampV1};
 use crate::stamps::StampKind;
 use crate::stripe::{StripeCells, solve};
-use crate::tools::lock;
 use crate::view::GroupView;
 
 /// Stripes after which progress is made durable.
@@ -38,7 +37,7 @@ impl Core {
     /// Rebuilds what there is to rebuild in a group, then ends.
     pub(crate) async fn rebuild_group(self: Arc<Self>, group: GroupNo) {
         let result = self.clone().rebuild_all(group).await;
-        lock(&self.rebuilding).remove(&group);
+        self.rebuilding.lock().remove(&group);
         match result {
             // A position may have been given to a spare after the last look.
             Ok(()) => self.start_rebuilds(),
@@ -134,13 +133,13 @@ impl Core {
                 let Some(entry) = stamps.entry(i, stripe) else { continue };
                 let Ok(solved) = &solved else {
                     let unknown = StampV1 { flags: STAMP_UNKNOWN.into(), ..StampV1::default() };
-                    lock(entry).set(stripe, unknown);
+                    entry.lock().set(stripe, unknown);
                     writes.touch(i, stripe);
                     continue;
                 };
                 let block = &solved.blocks[i];
                 let zero = is_zero(block);
-                if zero && lock(entry).get(stripe).kind() == StampKind::Zero {
+                if zero && entry.lock().get(stripe).kind() == StampKind::Zero {
                     continue;
                 }
                 self.stage_block(group, &stamps, stripe, i, block, &mut writes);

@@ -17,7 +17,6 @@ use crate::core::{Core, Purpose, Writes, count};
 use crate::ondisk::{REGION_STRIPES, crc_of};
 use crate::stamps::StampKind;
 use crate::stripe::{Cell, Solved, StampSet, StripeCells, parity_agrees, solve};
-use crate::tools::lock;
 use crate::view::GroupView;
 
 /// Blocks in memory for one step.
@@ -38,7 +37,7 @@ impl Core {
     /// Starts a scrub unless one runs.
     pub(crate) fn begin_scrub(self: &Arc<Self>) {
         {
-            let mut status = lock(&self.scrub);
+            let mut status = self.scrub.lock();
             if status.running || self.is_stopped() {
                 return;
             }
@@ -57,7 +56,7 @@ impl Core {
                 let meta = core.scrub_meta().await;
                 core.settle_soon();
                 {
-                    let mut status = lock(&core.scrub);
+                    let mut status = core.scrub.lock();
                     status.damaged += meta.damaged;
                     status.repaired += meta.repaired;
                 }
@@ -65,7 +64,7 @@ impl Core {
                 for group in groups {
                     core.scrub_group(group).await;
                 }
-                let mut status = lock(&core.scrub);
+                let mut status = core.scrub.lock();
                 status.running = false;
                 if !core.is_stopped() {
                     status.finished = Some(core.world.clock.monotonic());
@@ -80,7 +79,7 @@ impl Core {
             let begun = self.world.clock.monotonic();
             let Some((next, worked)) = self.scrub_step(group, at).await else { return };
             {
-                let mut status = lock(&self.scrub);
+                let mut status = self.scrub.lock();
                 status.stripes_done = Blocks::new(status.stripes_done.get() + (next - at));
             }
             at = next;
@@ -133,7 +132,7 @@ impl Core {
         drop(interval);
         self.settle_soon();
         count(&self.counters.repaired_blocks, usize::try_from(sum.repaired).unwrap_or(0));
-        let mut status = lock(&self.scrub);
+        let mut status = self.scrub.lock();
         status.damaged += sum.damaged;
         status.repaired += sum.repaired;
         status.parity_mismatches += sum.mismatches;

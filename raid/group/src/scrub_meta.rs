@@ -23,7 +23,6 @@ use crate::layout::LABEL_AT;
 use crate::member::Member;
 use crate::ondisk::CONFIG_BLOCKS;
 use crate::scrub::Findings;
-use crate::tools::lock;
 
 /// What was read from a place that should hold something known.
 enum Seen {
@@ -130,7 +129,7 @@ impl Core {
         // Nobody commits meanwhile.
         let _interval = self.interval.write().await;
         let view = self.view();
-        let Some(right) = lock(&self.root).committed.clone() else { return };
+        let Some(right) = self.root.lock().committed.clone() else { return };
         let (aggregate, slot) = (view.config.aggregate, right.slot);
         for member in view.group_members().into_iter().chain(view.twins()) {
             for at in [slot, 1 - slot] {

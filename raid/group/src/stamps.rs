@@ -6,10 +6,11 @@
 //! committed block readable. Callers that change an entry hold the stripe lock of its region.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cairn_raid_api::BlockTag;
 use cairn_raid_disk::DiskError;
+use cairn_sys::lock::{Mutex, Rank};
 use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Crc, Dbn, DiskUuid, Fsid, Vvbn};
 
@@ -18,7 +19,6 @@ use crate::ondisk::{
     MAGIC_STAMPS, REGION_STAMPS, REGION_STRIPES, STAMP_PARITY, STAMP_REBUILT, STAMP_UNKNOWN,
     STAMP_WRITTEN, StampBlockV1, StampV1, blank, open, seal,
 };
-use crate::tools::lock;
 
 /// What a stamp says of its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,16 +168,20 @@ pub(crate) struct StampCache {
 
 impl StampCache {
     pub(crate) fn new(entries_max: usize) -> Self {
-        Self { state: Mutex::default(), entries_max, fresh: Mutex::default() }
+        Self {
+            state: Mutex::new(Rank::StampCache, CacheState::default()),
+            entries_max,
+            fresh: Mutex::new(Rank::FreshStamps, BTreeSet::new()),
+        }
     }
 
     /// For recovery: this region had no durable stamps when the power went.
     pub(crate) fn note_fresh(&self, disk: DiskUuid, region: u64) {
-        lock(&self.fresh).insert((disk, region));
+        self.fresh.lock().insert((disk, region));
     }
     /// Recovery is over.
     pub(crate) fn forget_fresh(&self) {
-        lock(&self.fresh).clear();
+        self.fresh.lock().clear();
     }
 
     /// The stamps of a region, read if need be.
@@ -187,14 +191,14 @@ impl StampCache {
     /// unknown.
     pub(crate) async fn get(&self, member: &Member, region: u64) -> Result<StampsRef, DiskError> {
         let key = (member.uuid, region);
-        if let Some(found) = lock(&self.state).entries.get(&key) {
-            lock(found).used = true;
+        if let Some(found) = self.state.lock().entries.get(&key) {
+            found.lock().used = true;
             return Ok(found.clone());
         }
         let (loaded, mut state) = loop {
-            let flushes = lock(&self.state).flushes;
+            let flushes = self.state.lock().flushes;
             let loaded = self.load(member, region).await?;
-            let state = lock(&self.state);
+            let state = self.state.lock();
             if let Some(found) = state.entries.get(&key) {
                 return Ok(found.clone());
             }
@@ -207,7 +211,7 @@ impl StampCache {
         if state.entries.len() >= self.entries_max {
             evict(&mut state);
         }
-        let entry = Arc::new(Mutex::new(loaded));
+        let entry = Arc::new(Mutex::new(Rank::RegionStamps, loaded));
         state.entries.insert(key, entry.clone());
         Ok(entry)
     }
@@ -216,7 +220,7 @@ impl StampCache {
         let known = member.map.known(region);
         // What a crash left of stamps that were never durable is not believed: it may be older
         // than this interval, from one that was cut before it.
-        let fresh = lock(&self.fresh).contains(&(member.uuid, region));
+        let fresh = self.fresh.lock().contains(&(member.uuid, region));
         if fresh || known == RegionKnown::Never {
             return Ok(RegionStamps::zeros());
         }
@@ -261,23 +265,23 @@ impl StampCache {
 
     /// The checksum block of a changed region, to be written with its blocks.
     pub(crate) fn stage(&self, member: &Member, region: u64, entry: &StampsRef) -> (Dbn, Block) {
-        lock(&self.state).dirty.insert((member.uuid, region));
-        lock(entry).stage(member, region)
+        self.state.lock().dirty.insert((member.uuid, region));
+        entry.lock().stage(member, region)
     }
 
     /// Regions changed since the last flush.
     pub(crate) fn dirty_regions(&self) -> usize {
-        lock(&self.state).dirty.len()
+        self.state.lock().dirty.len()
     }
 
     /// Everything staged and written so far is durable.
     pub(crate) fn flushed(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.flushes += 1;
         let dirty = std::mem::take(&mut state.dirty);
         for key in dirty {
             if let Some(entry) = state.entries.get(&key) {
-                let mut entry = lock(entry);
+                let mut entry = entry.lock();
                 entry.durable = Some(entry.target());
                 entry.sequence += 1;
                 entry.dirty = false;
@@ -289,17 +293,17 @@ impl StampCache {
 
     /// Forgets a disk that was taken out.
     pub(crate) fn forget(&self, disk: DiskUuid) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.entries.retain(|key, _| key.0 != disk);
         state.dirty.retain(|key| key.0 != disk);
     }
 
     /// Forgets everything that can be read again, so that a scrub sees the disks themselves.
     pub(crate) fn drop_clean(&self, disk: DiskUuid, region: u64) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let key = (disk, region);
         let idle =
-            state.entries.get(&key).is_some_and(|e| Arc::strong_count(e) == 1 && !lock(e).dirty);
+            state.entries.get(&key).is_some_and(|e| Arc::strong_count(e) == 1 && !e.lock().dirty);
         if idle {
             state.entries.remove(&key);
         }
@@ -324,7 +328,7 @@ fn evict(state: &mut CacheState) {
         let key = *key;
         state.hand = Some(key);
         let idle = Arc::strong_count(entry) == 1 && {
-            let mut entry = lock(entry);
+            let mut entry = entry.lock();
             let was_used = core::mem::take(&mut entry.used);
             !entry.dirty && !was_used
         };

@@ -4,9 +4,9 @@
 //! is `Good` only when its stamp vouches for it, so parity is never computed from a block that
 //! has not been verified. The caller holds the stripe locks.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_parity::is_zero;
 use cairn_sys::{Block, BoxFuture, mutant};
@@ -17,7 +17,7 @@ use crate::core::{Core, Want, Writes, count};
 use crate::member::{CHECKSUM_ERRORS_MAX, Member};
 use crate::ondisk::{REGION_STRIPES, StampV1, crc_of};
 use crate::stamps::{StampKind, StampsRef, stamp_parity, stamp_rebuilt};
-use crate::tools::{join_all, lock};
+use crate::tools::join_all;
 use crate::view::GroupView;
 
 /// One block of a stripe, as far as it is known.
@@ -63,7 +63,7 @@ pub(crate) struct StampSet {
 
 impl StampSet {
     pub(crate) fn get(&self, slot: usize, stripe: u64) -> Option<StampV1> {
-        Some(lock(self.entry(slot, stripe)?).get(stripe))
+        Some(self.entry(slot, stripe)?.lock().get(stripe))
     }
     pub(crate) fn entry(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
         self.refs.get(&(slot, stripe / REGION_STRIPES)).map(|l| &l.entry)
@@ -91,7 +91,7 @@ impl StampSet {
         }
     }
     fn suspect(&self, slot: usize, stripe: u64) -> bool {
-        self.entry(slot, stripe).is_some_and(|e| lock(e).suspect)
+        self.entry(slot, stripe).is_some_and(|e| e.lock().suspect)
     }
     /// Whether the slot's block of the stripe is known to be zeros.
     pub(crate) fn is_zero(&self, slot: usize, stripe: u64) -> bool {
@@ -240,9 +240,9 @@ impl Core {
         writes: &mut Writes,
     ) -> bool {
         let Some(entry) = stamps.entry(slot, stripe) else { return false };
-        let old = lock(entry).get(stripe);
+        let old = entry.lock().get(stripe);
         let stamp = stamp_for(old, block, group.is_data(group.slots[slot].column));
-        lock(entry).set(stripe, stamp);
+        entry.lock().set(stripe, stamp);
         if stamp.kind() == StampKind::Zero {
             writes.touch(slot, stripe);
         } else {
@@ -258,9 +258,9 @@ impl Core {
         for ((slot, stripe), staged) in std::mem::take(&mut writes.cells) {
             let key = (slot, stripe / REGION_STRIPES);
             let (disk, twin) = (stamps.refs.get(&key), stamps.twins.get(&key));
-            let stamp = staged.to_twin.or_else(|| Some(lock(&disk?.entry).get(stripe)));
+            let stamp = staged.to_twin.or_else(|| Some(disk?.entry.lock().get(stripe)));
             if let (Some(twin), Some(stamp)) = (twin, stamp) {
-                lock(&twin.entry).set(stripe, stamp);
+                twin.entry.lock().set(stripe, stamp);
             }
             let disk = disk.filter(|_| staged.to_twin.is_none());
             for loaded in disk.into_iter().chain(twin).filter(|l| !l.member.is_dead()) {

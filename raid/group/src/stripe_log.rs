@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use cairn_raid_api::WriteError;
 use cairn_raid_disk::DiskError;
+use cairn_sys::lock::{AsyncMutex, Mutex, Rank};
 use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::{AggregateUuid, Dbn, DiskUuid, GroupNo};
 
@@ -23,7 +24,7 @@ use crate::ondisk::{
     ENTRY_RECORDS_MAX, LogEntryV1, MAGIC_ENTRY, RECORD_PARTIAL, RECORD_REST_ZERO,
     RECORD_TWIN_FRESH, StripeRecordV1, blank, open, seal,
 };
-use crate::tools::{join_all, lock};
+use crate::tools::join_all;
 use crate::view::View;
 
 /// Blocks that recovery reads from the log at once.
@@ -113,10 +114,10 @@ pub(crate) struct StripeLog {
     /// Blocks in the area of each disk.
     size: u64,
     /// Blocks promised to writers that have not appended yet, plus those appended.
-    promised: std::sync::Mutex<u64>,
+    promised: Mutex<u64>,
     /// Serialises appends; waiting writers go out together.
-    state: tokio::sync::Mutex<LogState>,
-    queue: std::sync::Mutex<Vec<Waiting>>,
+    state: AsyncMutex<LogState>,
+    queue: Mutex<Vec<Waiting>>,
 }
 
 /// How a write of log blocks to one disk ended.
@@ -133,15 +134,15 @@ impl StripeLog {
         Self {
             aggregate,
             size,
-            promised: std::sync::Mutex::new(0),
-            state: tokio::sync::Mutex::new(state),
-            queue: std::sync::Mutex::default(),
+            promised: Mutex::new(Rank::StripeLogRoom, 0),
+            state: AsyncMutex::new(Rank::StripeLog, state),
+            queue: Mutex::new(Rank::StripeLogQueue, Vec::new()),
         }
     }
 
     /// Sets room aside; `false` when the interval must be flushed first.
     pub(crate) fn reserve(&self, blocks: u64) -> bool {
-        let mut promised = lock(&self.promised);
+        let mut promised = self.promised.lock();
         if *promised + blocks > self.size {
             return false;
         }
@@ -150,7 +151,7 @@ impl StripeLog {
     }
     /// Gives back what a writer did not use.
     pub(crate) fn give_back(&self, blocks: u64) {
-        let mut promised = lock(&self.promised);
+        let mut promised = self.promised.lock();
         *promised = promised.saturating_sub(blocks);
     }
 
@@ -162,7 +163,7 @@ impl StripeLog {
         state.epoch += 1;
         state.sequence = 0;
         state.image.clear();
-        *lock(&self.promised) = 0;
+        *self.promised.lock() = 0;
         dead
     }
 }
@@ -232,10 +233,10 @@ impl Core {
             return Ok(());
         }
         let (done, answer) = tokio::sync::oneshot::channel();
-        lock(&self.log.queue).push(Waiting { records, done });
+        self.log.queue.lock().push(Waiting { records, done });
         {
             let mut state = self.log.state.lock().await;
-            let batch = std::mem::take(&mut *lock(&self.log.queue));
+            let batch = std::mem::take(&mut *self.log.queue.lock());
             if !batch.is_empty() {
                 let records: Vec<Record> =
                     batch.iter().flat_map(|w| w.records.iter().cloned()).collect();
@@ -295,7 +296,7 @@ impl Core {
             if !failed {
                 return Ok(());
             }
-            if self.fenced.load(std::sync::atomic::Ordering::Acquire) {
+            if self.fenced.load(cairn_sys::lock::atomic::Ordering::Acquire) {
                 return Err(WriteError::Fenced);
             }
         }

@@ -1,29 +1,17 @@
-//! Small tools without a home elsewhere: waiting for many futures, locks that survive a panic,
-//! the table of stripe locks.
+//! Small tools without a home elsewhere: waiting for many futures, the table of stripe locks.
 
 use core::future::poll_fn;
 use core::task::Poll;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use cairn_sys::BoxFuture;
+use cairn_sys::lock::{AsyncGuard, AsyncMutex, Rank, branch};
 use cairn_units::GroupNo;
-use tokio::sync::OwnedMutexGuard;
-
-/// Locks; a holder that panicked has already stopped the node.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-pub(crate) fn read_lock<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(|e| e.into_inner())
-}
-pub(crate) fn write_lock<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(|e| e.into_inner())
-}
 
 /// Runs all of `futures` at once; answers in their order.
-pub(crate) async fn join_all<T>(futures: Vec<BoxFuture<T>>) -> Vec<T> {
-    let mut waiting: Vec<(Option<BoxFuture<T>>, Option<T>)> =
-        futures.into_iter().map(|f| (Some(f), None)).collect();
+pub(crate) async fn join_all<T: 'static>(futures: Vec<BoxFuture<T>>) -> Vec<T> {
+    // Branches of one task hold locks beside each other.
+    let mut waiting: Vec<(Option<_>, Option<T>)> =
+        futures.into_iter().map(|f| (Some(branch(f)), None)).collect();
     poll_fn(|cx| {
         let mut pending = false;
         for (future, answer) in &mut waiting {
@@ -44,21 +32,22 @@ pub(crate) async fn join_all<T>(futures: Vec<BoxFuture<T>>) -> Vec<T> {
 }
 
 /// Locks in the table of stripe locks; two regions that share one only wait for each other.
-const STRIPE_LOCKS: usize = 1024;
+const STRIPE_LOCKS: u32 = 1024;
 
 /// Exclusion between writes, repairs, rebuild and scrub, per group and stripe region.
 pub(crate) struct StripeLocks {
-    locks: Vec<Arc<tokio::sync::Mutex<()>>>,
+    locks: Vec<AsyncMutex<()>>,
 }
 
 /// The regions stay locked until this is dropped.
-pub(crate) struct StripeGuard {
-    _held: Vec<OwnedMutexGuard<()>>,
+pub(crate) struct StripeGuard<'l> {
+    _held: Vec<AsyncGuard<'l, ()>>,
 }
 
 impl StripeLocks {
     pub(crate) fn new() -> Self {
-        Self { locks: (0..STRIPE_LOCKS).map(|_| Arc::default()).collect() }
+        let locks = (0..STRIPE_LOCKS).map(|place| AsyncMutex::in_table(Rank::Stripes, place, ()));
+        Self { locks: locks.collect() }
     }
 
     /// Locks regions of a group. In table order, so that two callers never wait in a ring.
@@ -66,8 +55,8 @@ impl StripeLocks {
         &self,
         group: GroupNo,
         regions: impl Iterator<Item = u64>,
-    ) -> StripeGuard {
-        let size = STRIPE_LOCKS as u64;
+    ) -> StripeGuard<'_> {
+        let size = u64::from(STRIPE_LOCKS);
         let mut places: Vec<usize> = regions
             .map(|region| (u64::from(group.get()) * 389).wrapping_add(region) % size)
             .filter_map(|place| usize::try_from(place).ok())
@@ -76,7 +65,7 @@ impl StripeLocks {
         places.dedup();
         let mut held = Vec::with_capacity(places.len());
         for place in places {
-            held.push(self.locks[place].clone().lock_owned().await);
+            held.push(self.locks[place].lock().await);
         }
         StripeGuard { _held: held }
     }

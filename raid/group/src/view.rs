@@ -3,9 +3,9 @@
 //!
 //! Layer: pure. Who works on stripes takes the view after it holds their lock.
 
+use cairn_sys::lock::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cairn_raid_api::{ColumnState, DataColumn, Geometry, GroupGeometry};
 use cairn_units::{Blocks, ColumnNo, DiskUuid, GroupNo, Pvbn};

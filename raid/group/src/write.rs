@@ -5,9 +5,9 @@
 //! before its record is stable; parity is computed from verified blocks only; a disk that missed
 //! a write is out, stably, before the write is acknowledged.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
 use cairn_sys::{Block, mutant};
@@ -21,7 +21,6 @@ use crate::ondisk::{ENTRY_RECORDS_MAX, REGION_STRIPES, crc_of};
 use crate::stamps::{StampKind, stamp_parity, stamp_written};
 use crate::stripe::{Cell, StampSet, StripeCells, parity_slots, solve};
 use crate::stripe_log::{DiskMark, Record, Rest, TwinRecord, has_bit, log_blocks, set_bit};
-use crate::tools::lock;
 use crate::view::{GroupView, View};
 
 /// Stripes handled at once, and stripe log blocks that they may take.
@@ -131,7 +130,7 @@ impl Core {
         let mut jobs: Vec<Job> = stripes
             .into_iter()
             .map(|stripe| {
-                let before = lock(&interval.masks).get(&(group.group, stripe.stripe)).copied();
+                let before = interval.masks.lock().get(&(group.group, stripe.stripe)).copied();
                 Job::new(group, &stamps, stripe, before.unwrap_or_default())
             })
             .collect();
@@ -147,7 +146,7 @@ impl Core {
             .map(|(job, outcome)| job.record(group, &stamps, outcome))
             .collect();
         for record in &records {
-            lock(&interval.masks).insert((record.group, record.stripe), record.mask);
+            interval.masks.lock().insert((record.group, record.stripe), record.mask);
         }
         let payload: usize = records.iter().map(Record::payload_blocks).sum();
         self.log.give_back(room.saturating_sub(log_blocks(records.len(), payload)));
@@ -251,16 +250,16 @@ impl Core {
             match &job.new[i] {
                 Some(block) => {
                     writes.put(i, job.stripe, block.data.clone());
-                    lock(entry).set(job.stripe, stamp_written(block.crc, block.tag));
+                    entry.lock().set(job.stripe, stamp_written(block.crc, block.tag));
                     count(&self.counters.data_blocks, 1);
                     // Not to be mended below.
                     cells.cells[i] = Cell::Unread;
                 }
                 None if job.path == Path::Full => {
-                    if lock(entry).get(job.stripe).kind() == StampKind::Zero {
+                    if entry.lock().get(job.stripe).kind() == StampKind::Zero {
                         continue;
                     }
-                    lock(entry).set(job.stripe, Default::default());
+                    entry.lock().set(job.stripe, Default::default());
                     writes.touch(i, job.stripe);
                     count(&self.counters.fill_blocks, 1);
                 }
@@ -275,7 +274,7 @@ impl Core {
                 continue;
             }
             let (Some(entry), Some(block)) = (stamps.entry(i, job.stripe), block) else { continue };
-            lock(entry).set(job.stripe, stamp_parity(crc_of(&block[..])));
+            entry.lock().set(job.stripe, stamp_parity(crc_of(&block[..])));
             writes.put(i, job.stripe, block.clone());
             count(&self.counters.parity_blocks, 1);
         }
@@ -473,7 +472,7 @@ impl Job {
         let mut fresh = [0; 5];
         let is_fresh = |slot: usize, disk: &Option<&Arc<Member>>| {
             let entry = disk.and_then(|m| stamps.of(slot, self.stripe, m.uuid));
-            entry.is_some_and(|e| lock(e).is_fresh())
+            entry.is_some_and(|e| e.lock().is_fresh())
         };
         let mut twin = None;
         for (i, slot) in group.slots.iter().enumerate() {

@@ -29,7 +29,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
 ];
 
 /// Crates that nothing that ships may use.
-const TESTS_ONLY: [&str; 3] = ["cairn-sim", "cairn-model", "cairn-house"];
+const TESTS_ONLY: [&str; 4] = ["cairn-sim", "cairn-model", "cairn-house", "cairn-interleave"];
 
 /// The part of a manifest that a line stands in.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,13 @@
 //! Source: `docs/architecture.md` (arrows), `CONTRIBUTING` part of the README (sizes, words).
 
 mod arrows;
+mod locks;
 mod mutants;
 mod tree;
 mod words;
 
 pub use arrows::{arrows, lints_are_the_workspaces, versions_are_the_workspaces};
+pub use locks::{locks_have_ranks, the_lock_order_is_documented, the_scheduler_is_never_built_in};
 pub use mutants::{mutants_are_never_built_in, mutants_are_registered};
 pub use tree::{ReadError, Tree};
 pub use words::{
@@ -22,7 +24,7 @@ pub use words::{
 pub type Rule = (&'static str, fn(&Tree) -> Vec<Violation>);
 
 /// Every rule.
-pub const RULES: [Rule; 11] = [
+pub const RULES: [Rule; 14] = [
     ("arrows", arrows),
     ("lints_are_the_workspaces", lints_are_the_workspaces),
     ("versions_are_the_workspaces", versions_are_the_workspaces),
@@ -34,6 +36,9 @@ pub const RULES: [Rule; 11] = [
     ("dependencies_have_reasons", dependencies_have_reasons),
     ("mutants_are_never_built_in", mutants_are_never_built_in),
     ("mutants_are_registered", mutants_are_registered),
+    ("locks_have_ranks", locks_have_ranks),
+    ("the_lock_order_is_documented", the_lock_order_is_documented),
+    ("the_scheduler_is_never_built_in", the_scheduler_is_never_built_in),
 ];
 
 /// A place where a rule is broken.

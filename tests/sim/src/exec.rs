@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 
+use cairn_sys::lock::scope;
 use cairn_sys::{BoxFuture, Clock, Entropy, Spawn, World};
 use cairn_units::{MonoTime, WallTime};
 
@@ -331,7 +332,7 @@ impl SimWorld {
     /// # Panics
     /// As [`Self::block_on`], but for the power cut.
     pub fn block_on_or_cut<F: Future>(&self, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
+        let mut future = pin!(scope(future));
         let waker = self.task_waker(MAIN);
         waker.wake_by_ref();
         let _running = self.enter();
@@ -534,7 +535,12 @@ impl Spawn for Seams {
         core.event(Event::Spawn, id, 0);
         let ready = self.inner.ready.clone();
         let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), ready });
-        let slot = Slot { name, side: self.side, future: Some(task), waker: waker.clone() };
+        let slot = Slot {
+            name,
+            side: self.side,
+            future: Some(Box::pin(scope(task))),
+            waker: waker.clone(),
+        };
         core.tasks.insert(id, slot);
         drop(core);
         waker.wake();

@@ -10,8 +10,8 @@
 //! when they are loaded or placed; dirty blocks are bounded by the manager instead.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard};
 
+use cairn_sys::lock::{Guard, Mutex, Rank};
 use cairn_units::{Fsid, InodeNo};
 
 use crate::tree::Key;
@@ -47,11 +47,11 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub fn new(blocks_max: usize) -> Self {
-        Self { blocks_max, clock: Mutex::default() }
+        Self { blocks_max, clock: Mutex::new(Rank::CacheClock, Clock::default()) }
     }
-    fn lock(&self) -> MutexGuard<'_, Clock> {
+    fn lock(&self) -> Guard<'_, Clock> {
         // A push or pop cannot leave it half done.
-        self.clock.lock().unwrap_or_else(|e| e.into_inner())
+        self.clock.lock()
     }
     pub fn push(&self, entry: CacheEntry) {
         let mut clock = self.lock();

@@ -1,10 +1,10 @@
 //! Counters of the storage manager. Relaxed atomics: each is exact, sums of several are not.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use cairn_cf::Metric;
+use cairn_sys::lock::atomic::{AtomicU64, Ordering};
+use cairn_sys::lock::{Guard, Mutex, Rank};
 
 /// Buckets of a latency histogram: bucket `i` counts operations of less than `2^(i + 10)` ns.
 const LATENCY_BUCKETS: usize = 24;
@@ -63,12 +63,21 @@ pub(crate) struct Counters {
     pub replay_nanos: AtomicU64,
     pub space_waits: AtomicU64,
     pub log_waits: AtomicU64,
-    ops: Mutex<BTreeMap<&'static str, OpCounter>>,
+    ops: Ops,
+}
+
+#[derive(Debug)]
+struct Ops(Mutex<BTreeMap<&'static str, OpCounter>>);
+
+impl Default for Ops {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::OpCounters, BTreeMap::new()))
+    }
 }
 
 impl Counters {
-    fn ops(&self) -> MutexGuard<'_, BTreeMap<&'static str, OpCounter>> {
-        self.ops.lock().unwrap_or_else(|e| e.into_inner())
+    fn ops(&self) -> Guard<'_, BTreeMap<&'static str, OpCounter>> {
+        self.ops.0.lock()
     }
 
     /// Counts one operation.

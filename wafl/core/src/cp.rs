@@ -19,9 +19,10 @@
 //!   and stops the node: the log has everything since the last root.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
+use cairn_sys::lock::{Mutex, Rank};
 use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
 use cairn_wafl_format::{
@@ -157,7 +158,7 @@ impl Writes {
                 "tetris",
                 Box::pin(async move {
                     if let Err(error) = write.await {
-                        let mut first = failed.lock().unwrap_or_else(|e| e.into_inner());
+                        let mut first = failed.lock();
                         first.get_or_insert(error);
                     }
                     drop(permit);
@@ -167,7 +168,7 @@ impl Writes {
         Ok(())
     }
     fn check(&self) -> Result<(), CpError> {
-        let failed = self.failed.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let failed = self.failed.lock().clone();
         failed.map_or(Ok(()), |e| Err(e.into()))
     }
     async fn drain(&self) -> Result<(), CpError> {
@@ -195,7 +196,7 @@ impl Inner {
             cp: engine.cp.plus(1),
             writes: Writes {
                 room: Arc::new(Semaphore::new(TETRISES_IN_FLIGHT)),
-                failed: Arc::new(Mutex::new(None)),
+                failed: Arc::new(Mutex::new(Rank::PointFailure, None)),
             },
             freed: Vec::new(),
             placed_data: 0,
@@ -446,6 +447,10 @@ impl Run<'_> {
                 let fits = st.to_place() <= want;
                 fits.then(|| {
                     let cut = self.freeze_now(&mut st, space, &mut pool);
+                    if mutant("half-switched-behind-the-freeze") {
+                        drop(st);
+                        st = volume.lock();
+                    }
                     volume.set_half(&mut st, half);
                     cut
                 })

@@ -26,6 +26,8 @@ mod change;
 mod check;
 mod counters;
 mod cp;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleaving;
 mod manage;
 mod manager;
 mod open;
@@ -38,8 +40,8 @@ mod tree;
 mod volume;
 mod xattr;
 
+use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_cf::{DModule, Manage, ManageError, Managed};
 use cairn_op::{ObjectRef, Op, OpCtx, OpResult, Submitted, Verifier};

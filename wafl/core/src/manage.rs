@@ -3,8 +3,8 @@
 //! Layer: message handlers, on the manager. A volume operation is done when the consistency point
 //! that holds it is committed; it is not logged. All of them are idempotent.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_cf::{
     AggregateStatus, DiskPlace, DiskReport, ExplainedBlock, Explanation, GroupReport, Manage,
@@ -210,7 +210,7 @@ impl Inner {
             state.half = self.log_begun.load(Ordering::Acquire).then(|| self.log.current());
             self.take_delta(&mut state);
             let volume = Arc::new(Volume::new(slot, state, true));
-            self.volumes.write().unwrap_or_else(|e| e.into_inner()).insert(fsid, volume);
+            self.volumes.write().insert(fsid, volume);
         }
         self.point().await
     }
@@ -218,7 +218,7 @@ impl Inner {
     async fn volume_delete(&self, fsid: Fsid) -> Result<Managed, ManageError> {
         {
             let mut engine = self.engine.lock().await;
-            let removed = self.volumes.write().unwrap_or_else(|e| e.into_inner()).remove(&fsid);
+            let removed = self.volumes.write().remove(&fsid);
             // Without one, another deletion may have taken it out a moment ago: its point is
             // waited for as well.
             if let Some(volume) = removed {
@@ -345,7 +345,7 @@ impl Inner {
             cp_count: *self.committed_cp.borrow(),
             groups,
             log_disks,
-            faults: self.faults.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+            faults: self.faults.lock().clone(),
         }
     }
 

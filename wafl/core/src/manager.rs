@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use cairn_op::Verifier;
 use cairn_raid_api::{Aggregate, AggregateAdmin, ReadError, ReadRequest};
+use cairn_sys::lock::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use cairn_sys::lock::{AsyncMutex, Guard, Mutex, Poisoned, Rank, RwLock};
 use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{CpCount, Fsid, Pvbn};
 use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
@@ -89,14 +90,14 @@ impl Volume {
             record_dirty: AtomicBool::new(is_new),
             gone: AtomicBool::new(false),
             quiet: AtomicBool::new(false),
-            state: Mutex::new(state),
+            state: Mutex::new(Rank::Volume, state),
         }
     }
-    pub fn lock(&self) -> MutexGuard<'_, VolState> {
-        match self.state.lock() {
+    pub fn lock(&self) -> Guard<'_, VolState> {
+        match self.state.lock_sound() {
             Ok(state) => state,
             // A panic in the middle of a change: the state is not to be trusted any more.
-            Err(_) => panic!("volume {} was left half changed by a panic", self.fsid),
+            Err(Poisoned(_)) => panic!("volume {} was left half changed by a panic", self.fsid),
         }
     }
     pub fn is_new(&self) -> bool {
@@ -125,7 +126,7 @@ pub(crate) struct Inner {
     pub log: Nvlog,
     pub log_begun: AtomicBool,
     pub volumes: RwLock<BTreeMap<Fsid, Arc<Volume>>>,
-    pub engine: tokio::sync::Mutex<Engine>,
+    pub engine: AsyncMutex<Engine>,
     pub cache: Cache,
     pub counters: Counters,
     pub verifier: Verifier,
@@ -179,8 +180,8 @@ impl Inner {
             log_copies: parts.log_copies,
             log: parts.log,
             log_begun: AtomicBool::new(false),
-            volumes: RwLock::new(parts.volumes),
-            engine: tokio::sync::Mutex::new(parts.engine),
+            volumes: RwLock::new(Rank::VolumeTable, parts.volumes),
+            engine: AsyncMutex::new(Rank::Engine, parts.engine),
             cache: Cache::new(parts.cache_blocks),
             counters: Counters::default(),
             verifier,
@@ -192,22 +193,22 @@ impl Inner {
             cp_wanted: Notify::new(),
             cp_started: AtomicU64::new(cp),
             stopped: AtomicBool::new(false),
-            stop_reason: Mutex::new(None),
-            loading: Mutex::new(BTreeSet::new()),
+            stop_reason: Mutex::new(Rank::StopReason, None),
+            loading: Mutex::new(Rank::Loading, BTreeSet::new()),
             loaded: Notify::new(),
             reap: Notify::new(),
             drained: Notify::new(),
-            faults: Mutex::new(Vec::new()),
+            faults: Mutex::new(Rank::Faults, Vec::new()),
             check: Check::default(),
         }
     }
 
     pub fn volumes(&self) -> Vec<Arc<Volume>> {
-        self.volumes.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect()
+        self.volumes.read().values().cloned().collect()
     }
 
     pub fn volume(&self, fsid: Fsid) -> Option<Arc<Volume>> {
-        self.volumes.read().unwrap_or_else(|e| e.into_inner()).get(&fsid).cloned()
+        self.volumes.read().get(&fsid).cloned()
     }
 
     /// Dirty blocks that clients may have before they must wait for a consistency point.
@@ -218,10 +219,15 @@ impl Inner {
     /// Takes a volume's change of dirty blocks over into the aggregate's count.
     pub fn take_delta(&self, st: &mut VolState) {
         let delta = core::mem::take(&mut st.dirty_delta);
+        // Counted twice for a moment rather than not at all: other volumes' operations look at
+        // both without a lock ([`Self::allowance`]).
+        if delta < 0 && !mutant("placing-counted-late") {
+            self.placing.fetch_sub(delta, Ordering::AcqRel);
+        }
         if delta != 0 {
             self.dirty.fetch_add(delta, Ordering::AcqRel);
         }
-        if delta < 0 {
+        if delta < 0 && mutant("placing-counted-late") {
             self.placing.fetch_sub(delta, Ordering::AcqRel);
         }
         for ino in core::mem::take(&mut st.arrived) {
@@ -231,8 +237,11 @@ impl Inner {
 
     /// Blocks that a caller may still dirty. `reserve` stays untouched for deleting and the CP.
     pub fn allowance(&self, reserve: u64) -> u64 {
-        let dirty = self.dirty.load(Ordering::Acquire) + self.placing.load(Ordering::Acquire);
-        let spoken_for = u64::try_from(dirty).unwrap_or(0);
+        // In this order: what moves from `dirty` to `placing` meanwhile is seen in one of them, and
+        // `free` is not older than a `placing` that a committed point has set to nothing.
+        let dirty = self.dirty.load(Ordering::Acquire);
+        let placing = self.placing.load(Ordering::Acquire);
+        let spoken_for = u64::try_from(dirty + placing).unwrap_or(0);
         let free = self.free.load(Ordering::Acquire);
         // Every 256 blocks placed need an indirect block, and maps; one in 32 is ample.
         free.saturating_sub(spoken_for + spoken_for / 32 + reserve)
@@ -247,13 +256,19 @@ impl Inner {
 
     /// Loads blocks of a volume. Blocks that somebody else is loading are waited for.
     pub async fn load(&self, volume: &Volume, misses: Vec<Miss>) -> Result<(), LoadError> {
+        let take = |misses: Vec<Miss>| -> Vec<Miss> {
+            let mut loading = self.loading.lock();
+            misses.into_iter().filter(|m| loading.insert((volume.fsid, m.file, m.key))).collect()
+        };
+        let (early, misses) = match mutant("load-looks-before-it-listens") {
+            true => (take(misses), Vec::new()),
+            false => (Vec::new(), misses),
+        };
         let waiting = self.loaded.notified();
         tokio::pin!(waiting);
         waiting.as_mut().enable();
-        let mine: Vec<Miss> = {
-            let mut loading = self.loading.lock().unwrap_or_else(|e| e.into_inner());
-            misses.into_iter().filter(|m| loading.insert((volume.fsid, m.file, m.key))).collect()
-        };
+        let mut mine = take(misses);
+        mine.extend(early);
         if mine.is_empty() {
             waiting.await;
             return Ok(());
@@ -312,7 +327,7 @@ impl Inner {
 
     pub fn fault(&self, text: String) {
         tracing::error!("{text}");
-        let mut faults = self.faults.lock().unwrap_or_else(|e| e.into_inner());
+        let mut faults = self.faults.lock();
         if faults.len() >= FAULTS_MAX {
             faults.remove(0);
         }
@@ -453,7 +468,7 @@ impl Inner {
 
     /// Serves no more, whatever the reason.
     pub fn close(&self, reason: String) {
-        self.stop_reason.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(reason);
+        self.stop_reason.lock().get_or_insert(reason);
         self.stopped.store(true, Ordering::Release);
         self.log.stop();
         // Wakes everybody who waits for a point.
@@ -466,7 +481,7 @@ impl Inner {
     }
 
     pub fn stop_reason(&self) -> String {
-        let reason = self.stop_reason.lock().unwrap_or_else(|e| e.into_inner());
+        let reason = self.stop_reason.lock();
         reason.clone().unwrap_or_else(|| "shut down".to_owned())
     }
 
@@ -525,7 +540,7 @@ struct LoadGuard<'i> {
 
 impl Drop for LoadGuard<'_> {
     fn drop(&mut self) {
-        let mut loading = self.inner.loading.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loading = self.inner.loading.lock();
         for m in &self.misses {
             loading.remove(&(self.fsid, m.file, m.key));
         }

@@ -7,9 +7,9 @@
 //! read root ─► free counts ─► volume records ─► recover log ─► replay ─► new log ─► CP ─► begin
 //! ```
 
+use cairn_sys::lock::atomic::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{Aggregate, AggregateAdmin, ReadRequest};
 use cairn_sys::{Payload, World, mutant};

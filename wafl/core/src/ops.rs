@@ -4,8 +4,8 @@
 //! (loading, log room, space) happens before the attempt that applies; between the first change
 //! and the log record nothing waits.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_op::{
     Failure, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply, Stability, Status, Submitted,

@@ -16,9 +16,9 @@
 //! first, a tetris of up to 64 stripes at a time, column by column, so that files lie in runs on
 //! one disk and most stripes are written whole.
 
+use cairn_sys::lock::atomic::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::{
     BlockTag, ColumnState, DataColumn, Geometry, GroupGeometry, StripeWrite, Tetris, WriteBlock,

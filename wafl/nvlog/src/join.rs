@@ -8,6 +8,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 
 use cairn_sys::BoxFuture;
+use cairn_sys::lock::branch;
 
 /// Completes with all results, in the order of the futures.
 pub(crate) struct JoinAll<T> {
@@ -19,9 +20,9 @@ enum Part<T> {
     Done(Option<T>),
 }
 
-impl<T> JoinAll<T> {
+impl<T: 'static> JoinAll<T> {
     pub(crate) fn new(futures: Vec<BoxFuture<T>>) -> Self {
-        Self { parts: futures.into_iter().map(Part::Running).collect() }
+        Self { parts: futures.into_iter().map(|f| Part::Running(branch(f))).collect() }
     }
 }
 

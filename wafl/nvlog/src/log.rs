@@ -14,10 +14,11 @@
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use cairn_raid_api::{LogAreaError, LogStore};
+use cairn_sys::lock::atomic::{AtomicUsize, Ordering};
+use cairn_sys::lock::{Guard, Mutex, Poisoned, Rank};
 use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{AggregateUuid, Blocks, Lsn};
 use tokio::sync::{Notify, watch};
@@ -90,12 +91,11 @@ impl Drop for Reservation {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        match self.state.lock() {
+    fn lock(&self) -> Guard<'_, State> {
+        match self.state.lock_sound() {
             Ok(state) => state,
             // A broken invariant panicked half-way through a change: nothing may be acknowledged.
-            Err(poisoned) => {
-                let mut state = poisoned.into_inner();
+            Err(Poisoned(mut state)) => {
                 state.fail(LogError::Stopped);
                 state
             }
@@ -115,10 +115,13 @@ impl Shared {
     /// Waits until `ready` gives something; it is asked after every change.
     async fn wait<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T> + Send) -> T {
         loop {
+            let early =
+                mutant("log-looks-before-it-listens").then(|| ready(&mut self.lock())).flatten();
             let mut changed = pin!(self.changed.notified());
             // Registered before the state is looked at, so that no change slips through between.
             let _already = changed.as_mut().enable();
-            if let Some(value) = ready(&mut self.lock()) {
+            let look = !mutant("log-looks-before-it-listens");
+            if let Some(value) = early.or_else(|| look.then(|| ready(&mut self.lock())).flatten()) {
                 return value;
             }
             changed.await;
@@ -155,7 +158,7 @@ impl Nvlog {
             store,
             log: LogId { aggregate: options.aggregate, epoch },
             copies: AtomicUsize::new(options.copies),
-            state: Mutex::new(state),
+            state: Mutex::new(Rank::Nvlog, state),
             work: Notify::new(),
             changed: Notify::new(),
             progress: watch::Sender::new(progress),

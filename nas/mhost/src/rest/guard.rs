@@ -11,8 +11,8 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use axum::body::{Body, to_bytes};
@@ -21,6 +21,7 @@ use axum::extract::{ConnectInfo, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::serve::{IncomingStream, Listener};
+use cairn_sys::lock::{Mutex, Rank};
 use cairn_sys::{BoxFuture, Clock, mutant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -49,10 +50,6 @@ fn nanos(duration: Duration) -> u64 {
 
 type Places = Arc<Mutex<BTreeMap<u64, Arc<Place>>>>;
 
-fn lock(places: &Places) -> MutexGuard<'_, BTreeMap<u64, Arc<Place>>> {
-    places.lock().unwrap_or_else(|e| e.into_inner())
-}
-
 /// One connection, as the listener and its requests see it.
 pub(super) struct Place {
     clock: Arc<dyn Clock>,
@@ -77,13 +74,13 @@ impl Place {
     }
     fn evict(&self) {
         self.evicted.store(true, Ordering::SeqCst);
-        let reader = self.reader.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let reader = self.reader.lock().take();
         if let Some(reader) = reader {
             reader.wake();
         }
     }
     fn is_read_by(&self, cx: &Context<'_>) {
-        *self.reader.lock().unwrap_or_else(|e| e.into_inner()) = Some(cx.waker().clone());
+        *self.reader.lock() = Some(cx.waker().clone());
     }
 }
 
@@ -165,7 +162,7 @@ impl<T> Guarded<T> {
 
 impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
-        lock(&self.places).remove(&self.number);
+        self.places.lock().remove(&self.number);
     }
 }
 
@@ -225,13 +222,14 @@ pub(super) struct Guarding<L> {
 
 impl<L: Listener> Guarding<L> {
     pub(super) fn new(inner: L, clock: Arc<dyn Clock>) -> Self {
-        Self { inner, clock, places: Places::default(), next: 0, refused: 0, warned_at: 0 }
+        let places = Arc::new(Mutex::new(Rank::RestConnections, BTreeMap::new()));
+        Self { inner, clock, places, next: 0, refused: 0, warned_at: 0 }
     }
 
     /// `None` when there are too many.
     fn admit(&mut self, inner: L::Io) -> Option<Guarded<L::Io>> {
         let now = self.clock.monotonic().get();
-        let mut places = lock(&self.places);
+        let mut places = self.places.lock();
         if places.len() >= CONNECTIONS_MAX - ROOM {
             let there = places.values().filter(|p| !p.is_evicted());
             let longest = there.min_by_key(|p| p.since());
@@ -259,7 +257,7 @@ impl<L: Listener> Guarding<L> {
             clock: self.clock.clone(),
             waits_since: AtomicU64::new(now),
             evicted: AtomicBool::new(false),
-            reader: Mutex::new(None),
+            reader: Mutex::new(Rank::RestReader, None),
         });
         let number = self.next;
         self.next += 1;

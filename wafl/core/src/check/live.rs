@@ -13,10 +13,11 @@
 //!   that commits the repairs: no log record can build on a repair that is not on disk.
 //! - Blocks are given free only when the walk could read everything that leads to blocks.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use cairn_cf::{CheckFinding, CheckReport};
+use cairn_sys::lock::atomic::Ordering;
+use cairn_sys::lock::{Guard, Mutex, Rank};
 use cairn_units::Fsid;
 
 use super::{Audit, Finding, Progress, Scope, check_root};
@@ -42,10 +43,19 @@ pub(crate) struct CheckStatus {
 }
 
 /// The check of a node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Check {
     status: Mutex<CheckStatus>,
     progress: Mutex<Arc<Progress>>,
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self {
+            status: Mutex::new(Rank::CheckStatus, CheckStatus::default()),
+            progress: Mutex::new(Rank::CheckProgress, Arc::default()),
+        }
+    }
 }
 
 impl Check {
@@ -54,11 +64,11 @@ impl Check {
         self.progress().stop.store(true, Ordering::Relaxed);
     }
 
-    fn status(&self) -> MutexGuard<'_, CheckStatus> {
-        self.status.lock().unwrap_or_else(|e| e.into_inner())
+    fn status(&self) -> Guard<'_, CheckStatus> {
+        self.status.lock()
     }
-    pub(super) fn progress(&self) -> MutexGuard<'_, Arc<Progress>> {
-        self.progress.lock().unwrap_or_else(|e| e.into_inner())
+    pub(super) fn progress(&self) -> Guard<'_, Arc<Progress>> {
+        self.progress.lock()
     }
 
     /// How it stands, and blocks looked at, of all.

@@ -3,9 +3,9 @@
 //! Layer: inside the check, on volumes and space. Runs under the engine's lock, so that no point
 //! is under way; see the rules in [`super::live`].
 
+use cairn_sys::lock::atomic::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cairn_raid_api::ReadRequest;
 use cairn_units::{Crc, Generation, InodeNo, Pvbn, Vvbn, WallTime};

@@ -433,7 +433,7 @@ fn a_check_gives_up_its_hold_before_clients_run_out_of_space() {
     });
     // Each round frees what the round before wrote; all of it is held back.
     let mut rounds = 0;
-    while !walk.stop.load(std::sync::atomic::Ordering::Relaxed) {
+    while !walk.stop.load(cairn_sys::lock::atomic::Ordering::Relaxed) {
         for at in 0..16 {
             rig.write(file, at << 16, &[rounds; 1 << 16]);
         }
@@ -455,7 +455,7 @@ fn a_hold_does_not_take_more_memory_than_it_may() {
     rig.sim.block_on(async {
         rig.inner().engine.lock().await.space.hold(walk.clone());
     });
-    let stopped = || walk.stop.load(std::sync::atomic::Ordering::Relaxed);
+    let stopped = || walk.stop.load(cairn_sys::lock::atomic::Ordering::Relaxed);
     let mut rounds = 0;
     while !stopped() {
         for at in 0..16 {

@@ -3,10 +3,10 @@
 //! Layer: inside the check.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cairn_raid_api::Aggregate;
 use cairn_sys::Block;
+use cairn_sys::lock::atomic::{AtomicBool, AtomicU64, Ordering};
 use cairn_units::{Fbn, Fsid, InodeNo};
 use cairn_wafl_format::{
     AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, Inode, VolumeRecord,

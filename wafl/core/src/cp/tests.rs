@@ -128,7 +128,7 @@ fn a_block_freed_under_a_hold_is_given_out_only_when_the_hold_is_given_up() {
     space.free(freed);
     space.close();
     space.committed(CpCount::new(1));
-    let stopped = || walk.stop.load(std::sync::atomic::Ordering::Relaxed);
+    let stopped = || walk.stop.load(cairn_sys::lock::atomic::Ordering::Relaxed);
     assert_eq!((space.free_blocks(), stopped()), (0, false), "somebody may still read {freed:?}");
     assert_eq!((space.take().ok(), stopped()), (Some(freed), true), "writers come first");
 }
