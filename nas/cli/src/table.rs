@@ -1,8 +1,8 @@
 //! Tables for people.
 
 use cairn_mhost::api::{
-    AggregateView, CheckView, CounterView, DiskView, ExplainView, ExportView, JobView, PlaceView,
-    ScrubView, StatusView, VolumeView,
+    AggregateView, CheckFindingView, CheckView, CounterView, DiskView, ExplainView, ExportView,
+    JobView, PlaceView, ScrubView, StatusView, VolumeView,
 };
 use cairn_mhost::jobs::JobState;
 use cairn_mhost::model::{ExportRule, RuleAccess, RuleSquash, VolumeState};
@@ -313,14 +313,26 @@ pub fn scrub(s: &ScrubView) -> String {
         0 => "never by itself".to_owned(),
         hours => format!("every {hours} hours"),
     };
-    facts(&[
+    let mut out = facts(&[
         ("scrub", state),
         ("stripes checked", format!("{} of {}", s.stripes_done, s.stripes_total)),
         ("damaged blocks", s.damaged.to_string()),
         ("repaired", s.repaired.to_string()),
         ("parity mismatches", s.parity_mismatches.to_string()),
         ("schedule", schedule),
-    ])
+    ]);
+    out.push_str(&findings(&s.findings));
+    out
+}
+
+/// Findings with their severity; nothing for none.
+fn findings(list: &[CheckFindingView]) -> String {
+    if list.is_empty() {
+        return String::new();
+    }
+    let row = |f: &CheckFindingView| vec![f.severity.clone(), f.text.clone()];
+    let rows: Vec<Vec<String>> = list.iter().map(row).collect();
+    table(&[("SEVERITY", Side::Left), ("FINDING", Side::Left)], &rows)
 }
 
 /// The check.
@@ -340,11 +352,7 @@ pub fn check(c: &CheckView) -> String {
         ("repairs", c.repaired.to_string()),
         ("findings left", c.left.to_string()),
     ]);
-    if !c.findings.is_empty() {
-        let row = |f: &cairn_mhost::api::CheckFindingView| vec![f.severity.clone(), f.text.clone()];
-        let rows: Vec<Vec<String>> = c.findings.iter().map(row).collect();
-        out.push_str(&table(&[("SEVERITY", Side::Left), ("FINDING", Side::Left)], &rows));
-    }
+    out.push_str(&findings(&c.findings));
     out
 }
 

@@ -257,6 +257,8 @@ pub struct ScrubView {
     pub repaired: u64,
     /// Stripes whose parity did not match.
     pub parity_mismatches: u64,
+    /// The first thousand findings.
+    pub findings: Vec<CheckFindingView>,
     /// When it runs by itself.
     pub schedule: ScrubSchedule,
 }

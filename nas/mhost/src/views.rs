@@ -1,6 +1,6 @@
 //! What the administrator sees, from what the layers report.
 
-use cairn_cf::{DiskPlace, DiskReport, Explanation, Manage, Managed, VolumeStatus};
+use cairn_cf::{CheckFinding, DiskPlace, DiskReport, Explanation, Manage, Managed, VolumeStatus};
 use cairn_op::{ClientAddr, Credential, Name, ObjectRef, Op, OpCtx, ReadOnly, Reply, Status};
 use cairn_units::{Fbn, Fsid, OpNo, VserverId};
 
@@ -54,6 +54,10 @@ fn explain_block(e: Explanation) -> Option<ExplainBlock> {
         data: place(b.data),
         parity: b.parity.into_iter().map(place).collect(),
     })
+}
+
+fn finding_view(finding: CheckFinding) -> CheckFindingView {
+    CheckFindingView { severity: finding.severity, text: finding.text }
 }
 
 impl MHost {
@@ -162,6 +166,7 @@ impl MHost {
             damaged: s.damaged,
             repaired: s.repaired,
             parity_mismatches: s.parity_mismatches,
+            findings: s.findings.into_iter().map(finding_view).collect(),
             schedule: self.scrub_schedule()?,
         })
     }
@@ -169,7 +174,6 @@ impl MHost {
     /// The check.
     pub(crate) async fn check_view(&self) -> Result<CheckView, ApiError> {
         let c = self.check_report().await?;
-        let findings = c.findings.into_iter();
         Ok(CheckView {
             running: c.running,
             repair: c.repair,
@@ -180,9 +184,7 @@ impl MHost {
             found: c.found,
             repaired: c.repaired,
             left: c.left,
-            findings: findings
-                .map(|f| CheckFindingView { severity: f.severity, text: f.text })
-                .collect(),
+            findings: c.findings.into_iter().map(finding_view).collect(),
             failed: c.failed,
         })
     }

@@ -5,8 +5,6 @@
 //!   └ BadHandle      └ Stale            └ AccessDenied, ReadOnlyFs            └ seal handles
 //! ```
 
-#![expect(clippy::result_large_err, reason = "a failure carries attributes, by the contract")]
-
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;

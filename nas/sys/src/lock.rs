@@ -112,6 +112,8 @@ pub enum Rank {
     Replaced,
     /// RAID: state of the scrub.
     Scrub,
+    /// RAID: what the scrub found.
+    ScrubFindings,
     /// RAID: groups with a rebuild.
     Rebuilding,
     /// RAID: events for the administrator.

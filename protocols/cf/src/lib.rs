@@ -192,7 +192,7 @@ pub struct DiskReport {
 }
 
 /// Scrub, for status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScrubReport {
     /// Whether one is running.
     pub running: bool,
@@ -206,6 +206,8 @@ pub struct ScrubReport {
     pub repaired: u64,
     /// Stripes whose parity did not match.
     pub parity_mismatches: u64,
+    /// The first thousand findings: `inconsistent` when mended, else `damage`.
+    pub findings: Vec<CheckFinding>,
 }
 
 /// Check, for status.

@@ -12,6 +12,7 @@
 //! - After [`Aggregate::commit_root`] returned `Ok`, a crash at any later moment finds this root
 //!   or a newer one, and every block written before the call.
 
+use core::fmt;
 use std::sync::Arc;
 
 use cairn_sys::{Block, BoxFuture};
@@ -457,6 +458,62 @@ pub struct ScrubStatus {
     pub parity_mismatches: u64,
 }
 
+/// Findings of one scrub that are kept; all are counted.
+pub const SCRUB_FINDINGS_MAX: usize = 1000;
+
+/// What a scrub can find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScrubFault {
+    /// A copy of a disk's label.
+    Label,
+    /// A copy of the configuration.
+    Configuration,
+    /// A copy of the root.
+    Root,
+    /// A block of data or parity that cannot be read, or does not match its checksum.
+    Block,
+    /// A block that matches its checksum and is not what was written: the write was lost.
+    LostWrite,
+    /// Parity does not match, and no single block explains it.
+    Parity,
+}
+
+/// One finding of a scrub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubFinding {
+    /// What.
+    pub what: ScrubFault,
+    /// The disk; `None` when it is not known which.
+    pub disk: Option<DiskUuid>,
+    /// First block on it.
+    pub dbn: Dbn,
+    /// Group and stripe; `None` outside of stripes.
+    pub stripe: Option<(GroupNo, u64)>,
+    /// Whether it was mended.
+    pub repaired: bool,
+}
+
+impl fmt::Display for ScrubFinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.what {
+            ScrubFault::Label => "label is damaged",
+            ScrubFault::Configuration => "configuration is damaged",
+            ScrubFault::Root => "root is damaged",
+            ScrubFault::Block => "block cannot be read or does not match its checksum",
+            ScrubFault::LostWrite => "block is not what was written last",
+            ScrubFault::Parity => "parity does not match, and no single block explains it",
+        };
+        if let Some((group, stripe)) = self.stripe {
+            write!(f, "group {group}, stripe {stripe}: ")?;
+        }
+        if let Some(disk) = self.disk {
+            write!(f, "disk {disk}, block {}: ", self.dbn)?;
+        }
+        f.write_str(what)?;
+        f.write_str(if self.repaired { "; mended" } else { "; not mended" })
+    }
+}
+
 /// Why an administrator's order was refused; the text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
@@ -511,4 +568,6 @@ pub trait AggregateAdmin: Send + Sync + 'static {
     fn start_scrub(&self);
     /// How the scrub stands.
     fn scrub(&self) -> ScrubStatus;
+    /// The first [`SCRUB_FINDINGS_MAX`] findings of the scrub under way, or of the last one.
+    fn scrub_findings(&self) -> Vec<ScrubFinding>;
 }

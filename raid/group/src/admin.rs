@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cairn_raid_api::{
     AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, RaidCounters, RaidKind,
-    ScrubStatus,
+    ScrubFinding, ScrubStatus,
 };
 use cairn_raid_disk::{Disk, DiskClass, DiskError};
 use cairn_sys::BoxFuture;
@@ -355,5 +355,9 @@ impl AggregateAdmin for RaidAggregate {
 
     fn scrub(&self) -> ScrubStatus {
         *self.core.scrub.lock()
+    }
+
+    fn scrub_findings(&self) -> Vec<ScrubFinding> {
+        self.core.scrub_findings.lock().clone()
     }
 }

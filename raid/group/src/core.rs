@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cairn_raid_api::{RaidCounters, RootRecord, ScrubStatus};
+use cairn_raid_api::{RaidCounters, RootRecord, ScrubFinding, ScrubStatus};
 use cairn_raid_disk::{DiskError, REQUEST_BLOCKS_MAX};
 use cairn_sys::lock::atomic::{AtomicBool, AtomicU64, Ordering};
 use cairn_sys::lock::{AsyncMutex, AsyncRwLock, Mutex, Rank, RwLock};
@@ -104,6 +104,8 @@ pub(crate) struct Core {
     pub stopped: AtomicBool,
     pub counters: Counters,
     pub scrub: Mutex<ScrubStatus>,
+    /// What it found, as far as it is kept.
+    pub scrub_findings: Mutex<Vec<ScrubFinding>>,
     /// Groups with a rebuild task.
     pub rebuilding: Mutex<BTreeSet<GroupNo>>,
     /// A disk has used up half of its error budget since somebody looked.

@@ -339,6 +339,7 @@ async fn bring_up(
         stopped: AtomicBool::new(false),
         counters: Counters::default(),
         scrub: Mutex::new(Rank::Scrub, ScrubStatus::default()),
+        scrub_findings: Mutex::new(Rank::ScrubFindings, Vec::new()),
         rebuilding: Mutex::new(Rank::Rebuilding, BTreeSet::new()),
         sick: AtomicBool::new(false),
         opener: options.opener,

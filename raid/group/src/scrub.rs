@@ -9,9 +9,9 @@
 use core::time::Duration;
 use std::sync::Arc;
 
-use cairn_raid_api::ScrubStatus;
+use cairn_raid_api::{SCRUB_FINDINGS_MAX, ScrubFault, ScrubFinding, ScrubStatus};
 use cairn_sys::Block;
-use cairn_units::{Blocks, GroupNo};
+use cairn_units::{Blocks, Dbn, GroupNo};
 
 use crate::core::{Core, Purpose, Writes, count};
 use crate::ondisk::{REGION_STRIPES, crc_of};
@@ -34,6 +34,28 @@ pub(crate) struct Findings {
 }
 
 impl Core {
+    /// Keeps a finding, if there are not too many.
+    pub(crate) fn found(&self, finding: ScrubFinding) {
+        let mut all = self.scrub_findings.lock();
+        if all.len() < SCRUB_FINDINGS_MAX {
+            all.push(finding);
+        }
+    }
+
+    /// Keeps a finding about the block that stands in a slot of a stripe.
+    fn found_block(
+        &self,
+        group: &GroupView,
+        stripe: u64,
+        slot: usize,
+        what: ScrubFault,
+        repaired: bool,
+    ) {
+        let Some(member) = group.slots[slot].readable(stripe) else { return };
+        let (disk, dbn) = (Some(member.uuid), member.layout.stripe_dbn(stripe));
+        self.found(ScrubFinding { what, disk, dbn, stripe: Some((group.group, stripe)), repaired });
+    }
+
     /// Starts a scrub unless one runs.
     pub(crate) fn begin_scrub(self: &Arc<Self>) {
         {
@@ -48,6 +70,7 @@ impl Core {
                 finished: status.finished,
                 ..ScrubStatus::default()
             };
+            self.scrub_findings.lock().clear();
         }
         let core = self.clone();
         self.world.spawn.spawn(
@@ -147,12 +170,13 @@ impl Core {
         writes: &mut Writes,
     ) -> Findings {
         let stripe = cells.stripe;
-        let bad = |cells: &StripeCells| -> u64 {
-            let here = |i: usize| group.slots[i].readable(stripe).is_some();
-            (0..cells.cells.len()).filter(|i| cells.cells[*i] == Cell::Lost && here(*i)).count()
-                as u64
+        let here = |i: &usize| group.slots[*i].readable(stripe).is_some();
+        let lost = (0..cells.cells.len()).filter(|i| cells.cells[*i] == Cell::Lost);
+        let bad: Vec<usize> = lost.filter(here).collect();
+        let mut found = Findings { damaged: bad.len() as u64, ..Findings::default() };
+        let tell = |what: ScrubFault, slots: &[usize], repaired: bool| {
+            slots.iter().for_each(|i| self.found_block(group, stripe, *i, what, repaired));
         };
-        let mut found = Findings { damaged: bad(cells), ..Findings::default() };
         let first = solve(group, cells);
         let fits = |solved: &Solved, cells: &StripeCells| {
             solved.consistent && stamps_agree(stamps, cells, &solved.blocks)
@@ -162,6 +186,7 @@ impl Core {
         {
             let mended = self.stage_repairs(group, stamps, cells, &solved.blocks, writes);
             found.repaired += if found.damaged > 0 { mended as u64 } else { 0 };
+            tell(ScrubFault::Block, &bad, mended > 0);
             return found;
         }
         if matches!(&first, Ok(solved) if !solved.consistent) {
@@ -186,8 +211,15 @@ impl Core {
         if let [(silent, blocks)] = &explained[..] {
             cells.cells[*silent] = Cell::Lost;
             found.damaged += 1;
-            found.repaired += self.stage_repairs(group, stamps, cells, blocks, writes) as u64;
+            let mended = self.stage_repairs(group, stamps, cells, blocks, writes);
+            found.repaired += mended as u64;
+            tell(ScrubFault::Block, &bad, mended > 0);
+            tell(ScrubFault::LostWrite, &[*silent], mended > 0);
         } else {
+            tell(ScrubFault::Block, &bad, false);
+            let (what, stripe_of) = (ScrubFault::Parity, Some((group.group, stripe)));
+            let (disk, dbn) = (None, Dbn::new(0));
+            self.found(ScrubFinding { what, disk, dbn, stripe: stripe_of, repaired: false });
             tracing::error!(stripe, group = %group.group, "parity does not match, cause unclear");
         }
         found

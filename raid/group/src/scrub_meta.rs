@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use cairn_raid_api::{ScrubFault, ScrubFinding};
 use cairn_raid_parity::is_zero;
 use cairn_sys::Block;
 use cairn_units::Dbn;
@@ -62,7 +63,7 @@ impl Core {
     async fn put_right(
         &self,
         member: &Arc<Member>,
-        at: Dbn,
+        (what, at): (ScrubFault, Dbn),
         blocks: Vec<Block>,
         seen: Seen,
         sum: &mut Findings,
@@ -80,6 +81,10 @@ impl Core {
             Ok(()) => sum.repaired += u64::from(bad),
             Err(error) => self.fault(member, &error),
         }
+        if bad {
+            let (disk, repaired) = (Some(member.uuid), !member.is_dead());
+            self.found(ScrubFinding { what, disk, dbn: at, stripe: None, repaired });
+        }
     }
 
     async fn scrub_labels(&self, member: &Arc<Member>, sum: &mut Findings) {
@@ -96,7 +101,7 @@ impl Core {
                 Some(_) => Seen::Behind,
                 None => Seen::Bad,
             };
-            self.put_right(member, at, vec![right.clone()], seen, sum).await;
+            self.put_right(member, (ScrubFault::Label, at), vec![right.clone()], seen, sum).await;
         }
     }
 
@@ -121,7 +126,8 @@ impl Core {
                 Some(None) if empty => Seen::Behind,
                 _ => Seen::Bad,
             };
-            self.put_right(member, at, config.encode(), seen, sum).await;
+            self.put_right(member, (ScrubFault::Configuration, at), config.encode(), seen, sum)
+                .await;
         }
     }
 
@@ -149,7 +155,7 @@ impl Core {
                 };
                 // The other slot is written by the next commit; until then it holds nothing.
                 let block = if at == slot { right.encode(aggregate) } else { Block::zero() };
-                self.put_right(&member, dbn, vec![block], seen, sum).await;
+                self.put_right(&member, (ScrubFault::Root, dbn), vec![block], seen, sum).await;
             }
         }
     }

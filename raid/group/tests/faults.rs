@@ -5,14 +5,14 @@ mod common;
 use std::collections::BTreeSet;
 
 use cairn_raid_api::{
-    Aggregate, AggregateAdmin, BlockTag, ColumnState, ReadRequest, StripeWrite, Tetris, WriteBlock,
-    WriteError,
+    Aggregate, AggregateAdmin, BlockTag, ColumnState, ReadRequest, ScrubFault, StripeWrite, Tetris,
+    WriteBlock, WriteError,
 };
 use cairn_raid_disk::DiskError;
 use cairn_raid_group::{Event, RaidKind};
 use cairn_sim::{CutPolicy, SimDisk};
 use cairn_sys::Block;
-use cairn_units::{Dbn, GroupNo, Pvbn};
+use cairn_units::{Dbn, DiskUuid, GroupNo, Pvbn};
 use common::{Bench, Shape, crc, noise};
 
 /// The disk and DBN of a committed block.
@@ -303,8 +303,36 @@ fn scrub_finds_and_mends_rot_lost_and_misdirected_writes_and_bad_sectors() {
     let status = bench.scrub();
     assert!(status.damaged >= done, "{status:?}, {done} put there");
     assert_eq!(status.repaired, status.damaged, "{status:?}");
+    let findings = bench.agg().scrub_findings();
+    let blocks = findings.iter().filter(|f| f.what == ScrubFault::Block && f.stripe.is_some());
+    assert_eq!(blocks.filter(|f| f.repaired).count() as u64, status.damaged, "{findings:?}");
     bench.scrub_is_clean();
     bench.verify();
+}
+
+#[test]
+fn scrub_says_where_more_was_lost_than_parity_covers() {
+    let mut bench = filled(71, Shape::dp());
+    let geometry = bench.agg().geometry();
+    let base = geometry.groups[0].data[0].pvbn_base.get();
+    let first = bench.committed.range(base..base + 300).next().map(|(at, _)| *at);
+    let stripe = first.expect("something was written") - base;
+    let mut harmed = Vec::new();
+    for column in geometry.groups[0].data.iter().take(3) {
+        let place = bench.agg().place(column.pvbn_base.plus(stripe)).expect("place");
+        bench.disks[bench.disk_of(column.column.get())].break_block(place.data.dbn);
+        harmed.extend(place.data.disk);
+    }
+    let status = bench.scrub();
+    assert_eq!((status.damaged, status.repaired), (3, 0), "{status:?}");
+    let findings = bench.agg().scrub_findings();
+    let lost = findings.iter().filter(|f| f.what == ScrubFault::Block);
+    let mut told: Vec<DiskUuid> = lost.filter_map(|f| f.disk).collect();
+    told.sort();
+    harmed.sort();
+    assert_eq!(told, harmed);
+    let whole = Some((GroupNo::new(0), stripe));
+    assert!(findings.iter().all(|f| f.stripe == whole && !f.repaired), "{findings:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use cairn_raid_api::{AggregateAdmin, ColumnState, DiskRole};
+use cairn_raid_api::{AggregateAdmin, ColumnState, DiskRole, ScrubFault};
 use cairn_units::{Blocks, Dbn};
 use common::{Bench, Shape, noise};
 
@@ -20,6 +20,14 @@ fn filled(seed: u64, shape: Shape) -> Bench {
     bench
 }
 
+fn what_lies_at(dbn: u64) -> ScrubFault {
+    match dbn {
+        at if ROOTS.contains(&at) => ScrubFault::Root,
+        at if CONFIGS.contains(&at) => ScrubFault::Configuration,
+        _ => ScrubFault::Label,
+    }
+}
+
 #[test]
 fn scrub_mends_labels_configurations_and_roots_before_the_last_copy_is_lost() {
     for seed in 0..6 {
@@ -28,6 +36,7 @@ fn scrub_mends_labels_configurations_and_roots_before_the_last_copy_is_lost() {
         let places = [LABEL, last, ROOTS[0], ROOTS[1], CONFIGS[0], CONFIGS[1]];
         // Every disk, each time something else, in every way that a copy can be bad.
         let mut done = 0;
+        let mut harmed = Vec::new();
         for (i, disk) in bench.disks.clone().iter().enumerate() {
             let at = Dbn::new(places[(i + usize::try_from(seed).expect("small")) % places.len()]);
             let spare = i == 7 && ROOTS.contains(&at.get());
@@ -49,12 +58,23 @@ fn scrub_mends_labels_configurations_and_roots_before_the_last_copy_is_lost() {
                 1 => disk.break_block(at),
                 _ => disk.scribble(at, &noise(i as u64)),
             }
-            done += u64::from(!silent || i % 3 == 1);
+            if !silent || i % 3 == 1 {
+                done += 1;
+                harmed.push((what_lies_at(at.get()), at));
+            }
         }
         assert!(done >= 3, "{done}");
         let status = bench.scrub();
         assert_eq!((status.damaged, status.repaired), (done, done), "seed {seed}");
+        // Each is told with what it is, the disk and the place.
+        let findings = bench.agg().scrub_findings();
+        let mut told: Vec<_> = findings.iter().map(|f| (f.what, f.dbn)).collect();
+        told.sort_by_key(|(_, dbn)| *dbn);
+        harmed.sort_by_key(|(_, dbn)| *dbn);
+        assert_eq!(told, harmed, "seed {seed}");
+        assert!(findings.iter().all(|f| f.repaired && f.disk.is_some() && f.stripe.is_none()));
         bench.scrub_is_clean();
+        assert!(bench.agg().scrub_findings().is_empty(), "seed {seed}");
         // The label that is left is each time the one that was mended.
         for lost in [last, LABEL] {
             bench.sim.power_cut();

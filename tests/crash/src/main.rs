@@ -3,6 +3,7 @@
 //! Layer: command line. The last line of a sweep is `explored N distinct N violated N`.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use cairn_crash::acts::{Act, act, acts};
@@ -20,10 +21,13 @@ struct Args {
     /// Everything that varies.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Ends after so many seconds, whatever was reached.
+    #[arg(long = "for")]
+    seconds: Option<u64>,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Only this aggregate: raid4, raid-dp, raid-dp-degraded.
+    /// Only this aggregate: raid4, raid-dp, raid-dp-degraded, raid-dp-small-log.
     #[arg(long)]
     shape: Option<String>,
     /// Only workloads of these acts: words with commas between them.
@@ -107,14 +111,22 @@ fn run(args: &Args) -> Result<bool> {
     // What panics is a violation, and told as one.
     std::panic::set_hook(Box::new(|_| {}));
     let mut told = 0;
-    let tally = sweep.run(args.states, |stage, tally| {
+    let began = now();
+    let over = || args.seconds.is_some_and(|most| began.elapsed().as_secs() >= most);
+    let tally = sweep.run(args.states, over, |stage, tally| {
         for text in &tally.violations[told..] {
             println!("{text}");
         }
         told = tally.violations.len();
         println!(
-            "{stage}: {} workloads, {} outcomes listed, {} explored ({} cut twice), {} with disks dead as well",
-            tally.workloads, tally.listed, tally.explored, tally.again, tally.without
+            "{stage}, {} s: {} workloads, {} outcomes listed, {} explored ({} cut twice), {} distinct, {} with disks dead as well",
+            began.elapsed().as_secs(),
+            tally.workloads,
+            tally.listed,
+            tally.explored,
+            tally.again,
+            tally.distinct,
+            tally.without
         );
     });
     println!(
@@ -123,7 +135,12 @@ fn run(args: &Args) -> Result<bool> {
         tally.distinct,
         tally.violations.len()
     );
-    Ok(tally.violations.is_empty() && tally.distinct >= args.states)
+    Ok(tally.violations.is_empty() && (over() || tally.distinct >= args.states))
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a sweep takes, for people")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn main() -> ExitCode {

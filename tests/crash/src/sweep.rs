@@ -223,9 +223,15 @@ impl Sweep {
         benches.flat_map(|b| self.acts.iter().map(move |a| (b, vec![*a]))).collect()
     }
 
-    /// Runs until at least `states` different states were checked, or there are no more workloads;
-    /// `tell` is given each stage's name and the sum so far.
-    pub fn run(&self, states: u64, mut tell: impl FnMut(&str, &Tally)) -> Tally {
+    /// Runs until at least `states` different states were checked, there are no more workloads, or
+    /// `enough` says so between two rounds; `tell` is given what was done and the sum so far, after
+    /// each round.
+    pub fn run(
+        &self,
+        states: u64,
+        enough: impl Fn() -> bool,
+        mut tell: impl FnMut(&str, &Tally),
+    ) -> Tally {
         let all = &self.acts;
         let mut tally = Tally::default();
         self.round(&self.ones(), &mut tally);
@@ -238,11 +244,17 @@ impl Sweep {
         }
         let mut rng = Rng::new(mix(self.seed));
         rng.shuffle(&mut twos);
-        self.round(&twos, &mut tally);
-        tell("two acts", &tally);
+        for round in twos.chunks(ROUND_WORKLOADS * 4) {
+            if enough() || tally.violations.len() >= VIOLATIONS_MAX {
+                break;
+            }
+            self.round(round, &mut tally);
+            tell("two acts", &tally);
+        }
         let threes = self.benches.len() * all.len().pow(3);
         for _ in 0..threes.div_ceil(ROUND_WORKLOADS) {
-            if tally.distinct >= states || tally.violations.len() >= VIOLATIONS_MAX {
+            let ended = tally.distinct >= states || enough();
+            if ended || tally.violations.len() >= VIOLATIONS_MAX {
                 break;
             }
             let mut any = || all[rng.index(all.len())];
@@ -251,8 +263,8 @@ impl Sweep {
             let bench = |i: usize| i % self.benches.len();
             let jobs: Vec<Job> = acts.into_iter().enumerate().map(|(i, a)| (bench(i), a)).collect();
             self.round(&jobs, &mut tally);
+            tell("three acts", &tally);
         }
-        tell("three acts", &tally);
         tally
     }
 

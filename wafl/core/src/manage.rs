@@ -7,12 +7,13 @@ use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
 
 use cairn_cf::{
-    AggregateStatus, DiskPlace, DiskReport, ExplainedBlock, Explanation, GroupReport, Manage,
-    ManageError, Managed, Metric, ScrubReport, VolumeStatus,
+    AggregateStatus, CheckFinding, DiskPlace, DiskReport, ExplainedBlock, Explanation, GroupReport,
+    Manage, ManageError, Managed, Metric, ScrubReport, VolumeStatus,
 };
 use cairn_op::ObjectRef;
 use cairn_raid_api::{
     AdminError, AggregateAdmin, ColumnState, DiskRole, DiskStatus, PlaceOnDisk, RaidKind,
+    ScrubFinding,
 };
 use cairn_units::{BLOCK_BYTES_U64, Blocks, Fbn, Fsid, Generation, GroupNo, InodeNo, Lsn};
 use cairn_wafl_format::{
@@ -20,6 +21,7 @@ use cairn_wafl_format::{
     VolumeRecord, VolumeSums,
 };
 
+use crate::check::Severity;
 use crate::cp::container_entry;
 use crate::manager::{Inner, Volume};
 use crate::tree::Key;
@@ -87,7 +89,15 @@ impl Inner {
                 Ok(Managed::Done)
             }
             Manage::ScrubStatus => {
-                let s = self.admin()?.scrub();
+                let admin = self.admin()?;
+                let s = admin.scrub();
+                let finding = |f: ScrubFinding| CheckFinding {
+                    severity: if f.repaired { Severity::Inconsistent } else { Severity::Damage }
+                        .name()
+                        .to_owned(),
+                    volume: None,
+                    text: f.to_string(),
+                };
                 Ok(Managed::Scrub(ScrubReport {
                     running: s.running,
                     finished: s.finished.is_some(),
@@ -95,6 +105,7 @@ impl Inner {
                     damaged: s.damaged,
                     repaired: s.repaired,
                     parity_mismatches: s.parity_mismatches,
+                    findings: admin.scrub_findings().into_iter().map(finding).collect(),
                 }))
             }
             Manage::CheckStart { only, repair, data } => {

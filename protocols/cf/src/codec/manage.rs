@@ -29,7 +29,15 @@ wire_struct!(DiskReport {
     rebuild,
     counters,
 });
-wire_struct!(ScrubReport { running, finished, progress, damaged, repaired, parity_mismatches });
+wire_struct!(ScrubReport {
+    running,
+    finished,
+    progress,
+    damaged,
+    repaired,
+    parity_mismatches,
+    findings,
+});
 wire_struct!(CheckFinding { severity, volume, text });
 wire_struct!(CheckReport {
     running,
