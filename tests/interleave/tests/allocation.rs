@@ -55,7 +55,7 @@ async fn points(node: Arc<Node>) {
 
 /// A check of everything while all goes on. It may be given up for the writers' sake.
 async fn check(node: Arc<Node>) {
-    node.manage(Manage::CheckStart { only: None, repair: false }).await;
+    node.manage(Manage::CheckStart { only: None, repair: false, data: true }).await;
     loop {
         match node.manage(Manage::CheckStatus).await {
             Managed::Check(report) if report.running => yield_now().await,

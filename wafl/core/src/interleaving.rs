@@ -33,7 +33,7 @@ fn blocks_on_their_way_from_dirty_to_placed_are_promised_to_nobody() {
         let options = CreateOptions::new(RaidKind::Raid4, 0);
         let made = RaidAggregate::create(ground.world(), shelf.drivers(), options).await;
         let aggr = made.expect("an aggregate is made");
-        let config = StorageConfig { cache_blocks: 2048, log_copies: None };
+        let config = StorageConfig { cache_blocks: 2048, ..StorageConfig::default() };
         let opened = StorageManager::open(ground.world(), aggr.clone(), None, config).await;
         let node = opened.expect("the volumes open");
         for fsid in FSIDS {

@@ -88,7 +88,7 @@ impl Node {
         aggr: Arc<RaidAggregate>,
         cache_blocks: usize,
     ) -> Self {
-        let config = StorageConfig { cache_blocks, log_copies: None };
+        let config = StorageConfig { cache_blocks, ..StorageConfig::default() };
         let opened =
             StorageManager::open(ground.world(), aggr.clone(), Some(aggr.clone()), config).await;
         let manager = Arc::new(opened.expect("the volumes open"));
@@ -148,7 +148,7 @@ impl Node {
     pub async fn sound(&self) {
         assert_eq!(self.manager.stopped(), None, "the node serves");
         let aggr: Arc<dyn Aggregate> = self.aggr.clone();
-        let report = audit(&aggr).await;
+        let report = audit(&aggr, true).await;
         assert!(report.findings.is_empty(), "{:#?}", report.findings);
     }
 
