@@ -126,8 +126,10 @@ impl Core {
                 Some(None) if empty => Seen::Behind,
                 _ => Seen::Bad,
             };
-            self.put_right(member, (ScrubFault::Configuration, at), config.encode(), seen, sum)
-                .await;
+            // The whole area: what is bad may lie behind the blocks that are in use.
+            let mut area = config.encode();
+            area.resize_with(blocks, Block::zero);
+            self.put_right(member, (ScrubFault::Configuration, at), area, seen, sum).await;
         }
     }
 

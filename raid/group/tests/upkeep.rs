@@ -20,6 +20,20 @@ fn filled(seed: u64, shape: Shape) -> Bench {
     bench
 }
 
+/// The area of a configuration is larger than the configuration: an error behind it is mended too,
+/// and not found again and again.
+#[test]
+fn scrub_mends_the_unused_end_of_a_configuration_area() {
+    for copy in CONFIGS {
+        let mut bench = filled(40, Shape { disks: 6, ..Shape::dp() });
+        bench.disks[2].break_block(Dbn::new(copy + 9));
+        let status = bench.scrub();
+        assert_eq!((status.damaged, status.repaired), (1, 1), "copy at {copy}");
+        bench.scrub_is_clean();
+        bench.verify();
+    }
+}
+
 fn what_lies_at(dbn: u64) -> ScrubFault {
     match dbn {
         at if ROOTS.contains(&at) => ScrubFault::Root,

@@ -420,7 +420,10 @@ impl Run {
         self.scrub()?;
         let second = self.scrub()?;
         if second.damaged > 0 || second.parity_mismatches > 0 {
-            return violated(format!("a scrub after a scrub finds something: {second:?}"));
+            let Some(machine) = &self.machine else { return violated("no machine") };
+            let findings = machine.aggregate.scrub_findings();
+            let text = format!("a scrub after a scrub finds something: {second:?}, {findings:?}");
+            return violated(text);
         }
         self.scrubbed();
         self.compare()?;
