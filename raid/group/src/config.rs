@@ -107,7 +107,8 @@ impl Known {
         let end = record.location.iter().position(|b| *b == 0).unwrap_or(LOCATION_BYTES);
         let location = String::from_utf8_lossy(&record.location[..end]).into_owned();
         let blocks = record.blocks.get();
-        (blocks != 0).then_some(Self { blocks, location })
+        // What is no text becomes longer: it must fit again, or it would be another one when stored.
+        (blocks != 0).then(|| Self::new(blocks, &location))
     }
 }
 
