@@ -77,12 +77,13 @@ impl Core {
             tracing::warn!(%disk, dbn, "label, configuration or root was damaged");
         }
         sum.damaged += u64::from(bad);
-        match member.write_stable(at, blocks).await {
-            Ok(()) => sum.repaired += u64::from(bad),
-            Err(error) => self.fault(member, &error),
+        let written = member.write_stable(at, blocks).await;
+        if let Err(error) = &written {
+            self.fault(member, error);
         }
         if bad {
-            let (disk, repaired) = (Some(member.uuid), !member.is_dead());
+            let (disk, repaired) = (Some(member.uuid), written.is_ok());
+            sum.repaired += u64::from(repaired);
             self.found(ScrubFinding { what, disk, dbn: at, stripe: None, repaired });
         }
     }

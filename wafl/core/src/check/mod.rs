@@ -80,7 +80,8 @@ pub async fn audit(aggr: &Arc<dyn Aggregate>, data: bool) -> Audit {
     check_root(aggr, &slot.bytes, Scope { only: None, data }, &Progress::default()).await.0
 }
 
-/// Walks the state that the root in `bytes` leads to, as far as `scope` goes. Answers also whether everything that leads to blocks was read.
+/// Walks the state that the root in `bytes` leads to, as far as `scope` goes. Answers also whether
+/// everything that leads to blocks was read.
 pub(crate) async fn check_root(
     aggr: &Arc<dyn Aggregate>,
     bytes: &[u8],
