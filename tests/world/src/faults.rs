@@ -4,13 +4,15 @@
 //! any stripe, whatever they are lost by. Disks that are lost, hang, lie or are being rebuilt
 //! count for every stripe; damaged blocks for their region (126 stripes and their checksum
 //! blocks). Damage outside of the stripes (labels, logs, roots, maps) counts as a whole disk until
-//! the disk is replaced. A fault that would go beyond that is not injected.
+//! the disk is replaced. The NV log has a copy more than there is parity; a half that has lost
+//! copies has them back only when a consistency point lets it go, be the group whole again or
+//! not. A fault that would go beyond that is not injected.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_raid_api::{ColumnState, DiskStatus};
 use cairn_sim::Rng;
-use cairn_units::Dbn;
+use cairn_units::{Dbn, DiskUuid};
 
 /// Blocks of a region: two checksum blocks and 126 of stripes.
 const REGION_BLOCKS: u64 = 128;
@@ -33,6 +35,8 @@ pub(crate) struct Account {
     suspect: BTreeMap<String, Suspicion>,
     /// Region → disks with damage in it.
     damage: BTreeMap<u64, BTreeSet<String>>,
+    /// Disks that hold each half of the NV log in use.
+    pub(crate) log_copies: Vec<Vec<DiskUuid>>,
 }
 
 impl Account {
@@ -73,6 +77,16 @@ impl Account {
         !self.counts_as_lost(location)
             && status.state == ColumnState::Online
             && self.worst(disks, None) < usize::from(parity)
+            && self.log_survives(disks, location)
+    }
+
+    /// Whether each half of the NV log has a copy on a disk that is well but for this one.
+    fn log_survives(&self, disks: &[DiskStatus], location: &str) -> bool {
+        let is_well = |disk: &DiskUuid| {
+            let status = disks.iter().find(|d| d.disk == *disk);
+            status.is_some_and(|d| d.location != location && !self.counts_as_lost(&d.location))
+        };
+        self.log_copies.iter().all(|copies| copies.iter().any(is_well))
     }
 
     /// Whether a block of a region may be damaged on a disk.

@@ -280,6 +280,7 @@ impl Run {
         self.end_troubles();
         let Some(machine) = &self.machine else { return self.after_crash() };
         self.disks = machine.aggregate.disks();
+        self.account.log_copies = machine.manager.log_copies();
         if let Some(reason) = machine.manager.stopped() {
             return violated(format!("the storage layer has stopped by itself: {reason}"));
         }

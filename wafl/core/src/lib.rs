@@ -46,6 +46,7 @@ use std::sync::Arc;
 use cairn_cf::{DModule, Manage, ManageError, Managed};
 use cairn_op::{ObjectRef, Op, OpCtx, OpResult, Submitted, Verifier};
 use cairn_sys::BoxFuture;
+use cairn_units::DiskUuid;
 
 pub use check::{Audit, Finding, Severity, audit};
 pub use manager::StorageConfig;
@@ -91,6 +92,16 @@ impl StorageManager {
     /// Whether the storage layer has stopped by itself, and why.
     pub fn stopped(&self) -> Option<String> {
         self.inner.stopped.load(Ordering::Acquire).then(|| self.inner.stop_reason())
+    }
+}
+
+impl StorageManager {
+    /// Disks that hold each half of the NV log in use, the older half first. A copy that was lost
+    /// is not made again: the half is short of it until the consistency point that lets it go,
+    /// which is started at once.
+    pub fn log_copies(&self) -> Vec<Vec<DiskUuid>> {
+        let halves = self.inner.log.status().halves;
+        halves.iter().map(|half| half.copies.iter().map(|area| area.0).collect()).collect()
     }
 }
 
