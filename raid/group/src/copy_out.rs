@@ -172,7 +172,7 @@ impl Core {
         }
         match solve(group, cells) {
             Ok(solved) => {
-                let mended = self.stage_repairs(group, stamps, cells, &solved.blocks, writes);
+                let mended = self.stage_repairs(group, stamps, cells, &solved, writes);
                 count(&self.counters.repaired_blocks, mended);
                 if !writes.cells.contains_key(&(slot, stripe)) {
                     let block = &solved.blocks[slot];
@@ -273,10 +273,8 @@ fn put_copy(
     writes: &mut Writes,
 ) {
     let zero = stamp.kind() == StampKind::Zero;
-    let there = stamps.twin(slot, stripe).is_some_and(|entry| {
-        let entry = entry.lock();
-        entry.get(stripe).kind() == StampKind::Zero && !entry.suspect
-    });
+    let twin = stamps.twin(slot, stripe);
+    let there = twin.is_some_and(|entry| entry.lock().get(stripe).is_zero());
     if !(zero && there) {
         writes.put_twin(slot, stripe, (!zero).then(|| block.clone()), stamp);
     }

@@ -1,8 +1,8 @@
 //! One disk of the aggregate at run time: its driver, its faults, its map of written regions.
 //!
 //! Layer: over the disk driver. Invariants: a dead member is never read or written again; a
-//! region whose bit is clear was never written and reads as zeros; the durable copy of a map
-//! block is never the one that is written next.
+//! region whose bit is clear was never written and reads as zeros, unless the map block says that
+//! a copy of it was lost; the durable copy of a map block is never the one that is written next.
 
 use cairn_sys::lock::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -13,7 +13,9 @@ use cairn_sys::{Block, BlockMut};
 use cairn_units::{Blocks, Dbn, DiskUuid};
 
 use crate::layout::Layout;
-use crate::ondisk::{MAGIC_MAP, MAP_REGIONS, MapBlockV1, blank, open, seal};
+use crate::ondisk::{
+    MAGIC_MAP, MAP_DOUBTFUL, MAP_LOST, MAP_REGIONS, MapBlockV1, blank, open, seal,
+};
 
 /// Medium errors after which a disk is taken out, when its group can spare it.
 pub(crate) const MEDIUM_ERRORS_MAX: u32 = 64;
@@ -119,7 +121,7 @@ pub(crate) enum RegionKnown {
     Never,
     /// Written: its stamps say what it holds.
     Written,
-    /// The newest map copy was lost: written when its stamps are there, else never.
+    /// A newer map copy was lost: written when its stamps are there, else in doubt.
     Perhaps,
 }
 
@@ -130,9 +132,9 @@ struct MapBlock {
     durable: Option<u8>,
     /// Changed since the last flush, into the other copy.
     dirty: bool,
-    /// A copy that should be there was not.
-    suspect: bool,
-    /// No copy could be read.
+    /// A copy that should be there was not: clear bits prove nothing until each of them is set.
+    doubtful: bool,
+    /// No copy could be read, now or then: as `doubtful`, and nothing is known of clear bits.
     lost: bool,
 }
 
@@ -168,7 +170,7 @@ impl RegionMap {
                 sequence: 1,
                 durable: Some(0),
                 dirty: false,
-                suspect: false,
+                doubtful: false,
                 lost: false,
             })
             .collect();
@@ -180,7 +182,7 @@ impl RegionMap {
         let blocks = self.blocks.lock();
         (0u64..)
             .zip(blocks.iter())
-            .flat_map(|(index, b)| [encode(disk, index, b, b.sequence), Block::zero()])
+            .flat_map(|(index, b)| [0, 1].map(|_| encode(disk, index, b, b.sequence)))
             .collect()
     }
 
@@ -202,27 +204,29 @@ impl RegionMap {
         }
         let mut raw = raw.into_iter();
         for index in 0..layout.map_indexes() {
-            let mut best: Option<MapBlock> = None;
-            for copy in [0u8, 1] {
+            let [a, b] = [0u8, 1].map(|copy| {
                 let bytes = raw.next().flatten();
-                let found = bytes.and_then(|b| decode(uuid, index, copy, &b));
-                best = match (best, found) {
-                    (Some(a), Some(b)) => {
-                        let mut newest = if b.sequence > a.sequence { b } else { a };
-                        newest.suspect = false;
-                        Some(newest)
+                bytes.and_then(|b| decode(uuid, index, copy, &b))
+            });
+            blocks.push(match (a, b) {
+                (Some(a), Some(b)) => {
+                    if b.sequence > a.sequence {
+                        b
+                    } else {
+                        a
                     }
-                    (a, b) => a.or(b),
-                };
-            }
-            blocks.push(best.unwrap_or_else(|| MapBlock {
-                bits: vec![0; 504],
-                sequence: 1,
-                durable: None,
-                dirty: false,
-                suspect: false,
-                lost: true,
-            }));
+                }
+                // The other one may have been newer.
+                (Some(one), None) | (None, Some(one)) => MapBlock { doubtful: true, ..one },
+                (None, None) => MapBlock {
+                    bits: vec![0; 504],
+                    sequence: 1,
+                    durable: None,
+                    dirty: false,
+                    doubtful: true,
+                    lost: true,
+                },
+            });
         }
         Ok(Self::of(blocks))
     }
@@ -232,7 +236,7 @@ impl RegionMap {
         let Some((block, word, bit)) = place(&blocks, region) else { return RegionKnown::Never };
         if block.lost || block.bits[word] & bit != 0 {
             RegionKnown::Written
-        } else if block.suspect {
+        } else if block.doubtful {
             RegionKnown::Perhaps
         } else {
             RegionKnown::Never
@@ -272,6 +276,12 @@ impl RegionMap {
             let Some(block) = usize::try_from(index).ok().and_then(|i| blocks.get_mut(i)) else {
                 continue;
             };
+            let regions = layout.regions.saturating_sub(index * MAP_REGIONS).min(MAP_REGIONS);
+            let mut all = (0..regions).map(word_bit);
+            if block.doubtful && all.all(|(word, bit)| block.bits[word] & bit != 0) {
+                // No clear bit is left to doubt.
+                (block.doubtful, block.lost) = (false, false);
+            }
             block.dirty = true;
             let at = layout.map_dbn(index, block.target());
             out.push((at, encode(uuid, index, block, block.sequence + 1)));
@@ -285,7 +295,6 @@ impl RegionMap {
             block.durable = Some(block.target());
             block.sequence += 1;
             block.dirty = false;
-            block.suspect = false;
         }
     }
 
@@ -334,6 +343,8 @@ fn encode(disk: DiskUuid, index: u64, block: &MapBlock, sequence: u64) -> Block 
     raw.disk = disk.bytes();
     raw.index = index.into();
     raw.sequence = sequence.into();
+    let doubtful = if block.doubtful { MAP_DOUBTFUL } else { 0 };
+    raw.flags = (doubtful | if block.lost { MAP_LOST } else { 0 }).into();
     for (to, from) in raw.bits.iter_mut().zip(&block.bits) {
         *to = (*from).into();
     }
@@ -345,15 +356,14 @@ fn decode(disk: DiskUuid, index: u64, copy: u8, block: &BlockMut) -> Option<MapB
     if raw.disk != disk.bytes() || raw.index.get() != index {
         return None;
     }
-    let sequence = raw.sequence.get();
+    let flags = raw.flags.get();
     Some(MapBlock {
         bits: raw.bits.iter().map(|w| w.get()).collect(),
-        sequence,
+        sequence: raw.sequence.get(),
         durable: Some(copy),
         dirty: false,
-        // Until the other copy is found; the first generation has no other copy.
-        suspect: sequence > 1,
-        lost: false,
+        doubtful: flags & (MAP_DOUBTFUL | MAP_LOST) != 0,
+        lost: flags & MAP_LOST != 0,
     })
 }
 

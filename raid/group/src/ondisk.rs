@@ -194,8 +194,11 @@ pub(crate) const STAMP_UNKNOWN: u32 = 2;
 pub(crate) const STAMP_REBUILT: u32 = 4;
 /// A parity block.
 pub(crate) const STAMP_PARITY: u32 = 8;
+/// A newer copy of the checksum block was lost, and with it perhaps a newer stamp of this block.
+pub(crate) const STAMP_DOUBTFUL: u32 = 16;
 
-/// A checksum block: the stamps of one region of one disk. Two copies, used in turn.
+/// A checksum block: the stamps of one region of one disk. Two copies, used in turn; the first
+/// write of a region writes both, so that one alone always says that the other was lost.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 pub(crate) struct StampBlockV1 {
@@ -209,8 +212,14 @@ pub(crate) struct StampBlockV1 {
 }
 const _: () = assert!(size_of::<StampBlockV1>() == BLOCK_BYTES);
 
+/// A newer copy of the map block was lost: a clear bit is no proof.
+pub(crate) const MAP_DOUBTFUL: u32 = 1;
+/// Both copies were lost: a clear bit says nothing.
+pub(crate) const MAP_LOST: u32 = 2;
+
 /// Which regions of the disk have ever been written: a region whose bit is clear is all zeros
-/// and none of it is read. Two copies of each map block, used in turn.
+/// and none of it is read. Two copies of each map block, used in turn, both written when the disk
+/// joins.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 pub(crate) struct MapBlockV1 {
@@ -219,7 +228,9 @@ pub(crate) struct MapBlockV1 {
     /// Which block of the map.
     pub index: U64,
     pub sequence: U64,
-    pub reserved: [u8; 16],
+    /// `MAP_…`.
+    pub flags: U32,
+    pub reserved: [u8; 12],
     pub bits: [U64; 504],
 }
 const _: () = assert!(size_of::<MapBlockV1>() == BLOCK_BYTES);

@@ -15,7 +15,7 @@ use crate::core::{Core, Purpose, Want, Writes, count};
 use crate::member::RegionKnown;
 use crate::ondisk::{REGION_STRIPES, crc_of};
 use crate::stamps::StampKind;
-use crate::stripe::{Cell, StripeCells, parity_agrees, solve};
+use crate::stripe::{Cell, Solved, StripeCells, parity_agrees, solve};
 use crate::tools::join_all;
 use crate::view::{GroupView, View};
 
@@ -50,9 +50,11 @@ impl Core {
                 None => match self.stamps.get(member, stripe / REGION_STRIPES).await {
                     Ok(entry) => {
                         let entry = entry.lock();
-                        match entry.get(stripe).kind() {
+                        let stamp = entry.get(stripe);
+                        match stamp.kind() {
+                            _ if stamp.is_doubtful() => continue,
                             StampKind::Written(crc) => crc,
-                            StampKind::Zero if !entry.suspect => {
+                            StampKind::Zero => {
                                 answers[i] = Some(Ok(Block::zero()));
                                 continue;
                             }
@@ -135,13 +137,12 @@ impl Core {
         let found = find(group, &mut cells[0], slot, &request);
         if let Ok(found) = &found {
             count(&self.counters.reconstructed_blocks, 1);
-            self.mend(group, &stamps, &cells[0], found).await;
+            self.mend(group, &stamps, &cells[0], &found.repairs).await;
         }
         drop(held);
         drop(interval);
         self.settle_soon();
-        let lost = |lost| ReadError::TooManyLost { at, lost, parity: group.parity() };
-        found.and_then(|f| f.get(&slot).cloned().ok_or_else(|| lost(0)))
+        found.map(|found| found.block)
     }
 
     /// Rewrites the blocks given, where a disk is there to take them.
@@ -155,11 +156,12 @@ impl Core {
         let mut writes = Writes::default();
         let mut repaired = 0;
         for (slot, block) in blocks {
-            let bad = cells.cells[*slot].good().is_none();
+            let cell = &cells.cells[*slot];
             let here = group.slots[*slot].readable(cells.stripe).is_some();
-            if bad
+            let at = (cells.stripe, *slot);
+            if cell.good().is_none()
                 && here
-                && self.stage_block(group, stamps, cells.stripe, *slot, block, &mut writes)
+                && self.stage_found(group, stamps, at, cell, block, &mut writes)
             {
                 repaired += 1;
             }
@@ -179,41 +181,47 @@ fn find(
     cells: &mut StripeCells,
     slot: usize,
     request: &ReadRequest,
-) -> Result<BTreeMap<usize, Block>, ReadError> {
+) -> Result<Found, ReadError> {
     let at = request.at;
     let matches = |block: &Block| request.expect.is_none_or(|crc| crc == crc_of(&block[..]));
-    let had = cells.cells[slot].good().cloned();
+    let had = cells.cells[slot].clone();
     cells.cells[slot] = Cell::Lost;
-    let first = solve(group, cells);
+    let mut first = solve(group, cells);
     if let Ok(solved) = &first
         && matches(&solved.blocks[slot])
         && (request.expect.is_some() || solved.consistent)
     {
-        return Ok(mended(cells, &solved.blocks));
+        return Ok(Found::of(cells, solved, slot));
     }
     // Another column may hold an older block with an older stamp: without it, does it fit?
     for other in 0..cells.cells.len() {
-        let Cell::Good(block) = cells.cells[other].clone() else { continue };
+        let cell = match &cells.cells[other] {
+            cell @ (Cell::Good(_) | Cell::Doubt(_)) => cell.clone(),
+            Cell::Lost | Cell::Unread => continue,
+        };
         cells.cells[other] = Cell::Lost;
         if let Ok(solved) = solve(group, cells)
             && request.expect.is_some()
             && matches(&solved.blocks[slot])
         {
-            return Ok(mended(cells, &solved.blocks));
+            return Ok(Found::of(cells, &solved, slot));
         }
-        cells.cells[other] = Cell::Good(block);
+        cells.cells[other] = cell;
+    }
+    let old = had.good().is_some();
+    if old || matches!(had, Cell::Doubt(_)) {
+        cells.cells[slot] = had;
+    }
+    if first.is_err() && !old {
+        // What its stamp says, in doubt as it is, is all there is.
+        first = solve(group, cells);
     }
     match (first, request.expect) {
         // Nothing tells which one is right, and no pointer is there to ask.
         (Ok(solved), None) if solved.consistent || parity_agrees(group, &solved.blocks) => {
-            Ok(mended(cells, &solved.blocks))
+            Ok(Found::of(cells, &solved, slot))
         }
-        (Ok(_), Some(expected)) => {
-            if let Some(had) = had {
-                cells.cells[slot] = Cell::Good(had);
-            }
-            Err(ReadError::WrongBlock { at, expected })
-        }
+        (Ok(_), Some(expected)) => Err(ReadError::WrongBlock { at, expected }),
         (Ok(_), None) => {
             let lost = group.parity() + 1;
             Err(ReadError::TooManyLost { at, lost, parity: group.parity() })
@@ -222,13 +230,21 @@ fn find(
     }
 }
 
-fn mended(cells: &StripeCells, blocks: &[Block]) -> BTreeMap<usize, Block> {
-    cells
-        .cells
-        .iter()
-        .zip(blocks)
-        .enumerate()
-        .filter(|(_, (cell, _))| cell.good().is_none())
-        .map(|(i, (_, block))| (i, block.clone()))
-        .collect()
+/// A block that was asked for, and every block of its stripe that is to be rewritten.
+struct Found {
+    block: Block,
+    repairs: BTreeMap<usize, Block>,
+}
+
+impl Found {
+    fn of(cells: &StripeCells, solved: &Solved, slot: usize) -> Self {
+        let is_bad = |cell: &Cell| match cell {
+            Cell::Doubt(_) => !solved.believed,
+            cell => cell.good().is_none(),
+        };
+        let all = cells.cells.iter().zip(&solved.blocks).enumerate();
+        let repairs = all.filter(|(_, (cell, _))| is_bad(cell));
+        let repairs = repairs.map(|(i, (_, block))| (i, block.clone())).collect();
+        Self { block: solved.blocks[slot].clone(), repairs }
+    }
 }

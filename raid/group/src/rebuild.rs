@@ -20,7 +20,6 @@ use crate::Event;
 use crate::copy_out::copying;
 use crate::core::{Core, Purpose, Writes, count};
 use crate::ondisk::{REGION_STRIPES, STAMP_UNKNOWN, StampV1};
-use crate::stamps::StampKind;
 use crate::stripe::{StripeCells, solve};
 use crate::view::GroupView;
 
@@ -139,7 +138,7 @@ impl Core {
                 };
                 let block = &solved.blocks[i];
                 let zero = is_zero(block);
-                if zero && entry.lock().get(stripe).kind() == StampKind::Zero {
+                if zero && entry.lock().get(stripe).is_zero() {
                     continue;
                 }
                 self.stage_block(group, &stamps, stripe, i, block, &mut writes);
@@ -151,8 +150,7 @@ impl Core {
                         // which one is lost: readers still have their pointers' checksums.
                         tracing::error!(stripe, "diagonal parity does not agree with a rebuild");
                     }
-                    let mended =
-                        self.stage_repairs(group, &stamps, cells, &solved.blocks, &mut writes);
+                    let mended = self.stage_repairs(group, &stamps, cells, &solved, &mut writes);
                     count(&self.counters.repaired_blocks, mended);
                 }
                 Err(lost) => {

@@ -123,9 +123,10 @@ impl Core {
             let Some(block) = block else { continue };
             // What a twin holds was not looked at.
             let twin = stamps.twin(i, record.stripe).is_some();
-            let as_it_was = !twin && cells.cells[i].good() == Some(block);
+            let cell = &cells.cells[i];
+            let as_it_was = !twin && cell.good() == Some(block);
             if !as_it_was && !mutant("recovery-leaves-parity") {
-                self.stage_block(group, stamps, record.stripe, i, block, writes);
+                self.stage_found(group, stamps, (record.stripe, i), cell, block, writes);
             }
         }
     }
@@ -174,8 +175,8 @@ fn data_of(group: &GroupView, record: &Record, cells: &StripeCells) -> Option<Ve
             }
             if group.code.decode(&mut columns).is_err() {
                 for (i, (_, block)) in columns.iter_mut().enumerate().take(width) {
-                    if cells.cells[i] == Cell::Doubt {
-                        block.get_or_insert_with(Block::zero);
+                    if let Cell::Doubt(held) = &cells.cells[i] {
+                        block.get_or_insert_with(|| held.clone());
                     }
                 }
                 group.code.decode(&mut columns).ok()?;

@@ -184,7 +184,7 @@ impl Core {
         if let Ok(solved) = &first
             && (fits(solved, cells) || (solved.consistent && found.damaged > 0))
         {
-            let mended = self.stage_repairs(group, stamps, cells, &solved.blocks, writes);
+            let mended = self.stage_repairs(group, stamps, cells, solved, writes);
             found.repaired += if found.damaged > 0 { mended as u64 } else { 0 };
             tell(ScrubFault::Block, &bad, mended > 0);
             return found;
@@ -193,9 +193,12 @@ impl Core {
             found.mismatches = 1;
         }
         // One column more may be lost without its stamp saying so; which one explains it?
-        let mut explained: Vec<(usize, Vec<Block>)> = Vec::new();
+        let mut explained: Vec<(usize, Solved)> = Vec::new();
         for i in 0..cells.cells.len() {
-            let Cell::Good(block) = cells.cells[i].clone() else { continue };
+            let cell = match &cells.cells[i] {
+                cell @ (Cell::Good(_) | Cell::Doubt(_)) => cell.clone(),
+                Cell::Lost | Cell::Unread => continue,
+            };
             cells.cells[i] = Cell::Lost;
             if let Ok(solved) = solve(group, cells) {
                 let spare = cells.cells.iter().filter(|c| c.good().is_none()).count()
@@ -203,15 +206,15 @@ impl Core {
                 let known = found.damaged > 0 && stamps_agree_but(stamps, cells, &solved.blocks, i);
                 let consistent = solved.consistent && parity_agrees(group, &solved.blocks);
                 if consistent && (spare || known) {
-                    explained.push((i, solved.blocks));
+                    explained.push((i, solved));
                 }
             }
-            cells.cells[i] = Cell::Good(block);
+            cells.cells[i] = cell;
         }
-        if let [(silent, blocks)] = &explained[..] {
+        if let [(silent, solved)] = &explained[..] {
             cells.cells[*silent] = Cell::Lost;
             found.damaged += 1;
-            let mended = self.stage_repairs(group, stamps, cells, blocks, writes);
+            let mended = self.stage_repairs(group, stamps, cells, solved, writes);
             found.repaired += mended as u64;
             tell(ScrubFault::Block, &bad, mended > 0);
             tell(ScrubFault::LostWrite, &[*silent], mended > 0);
@@ -234,7 +237,7 @@ fn stamps_agree(stamps: &StampSet, cells: &StripeCells, blocks: &[Block]) -> boo
 fn stamps_agree_but(stamps: &StampSet, cells: &StripeCells, blocks: &[Block], but: usize) -> bool {
     cells.cells.iter().zip(blocks).enumerate().all(|(i, (cell, block))| {
         i == but
-            || cell.good().is_some()
+            || *cell != Cell::Lost
             || match stamps.get(i, cells.stripe).map(|s| s.kind()) {
                 Some(StampKind::Written(crc)) => crc == crc_of(&block[..]),
                 _ => true,

@@ -3,7 +3,8 @@
 //! Layer: over [`crate::member`]. A bounded cache; an entry that changed since the last flush is
 //! never evicted. Invariant: the copy of a checksum block that was durable at the last flush is
 //! not overwritten before the next flush, so that a power cut leaves the stamps of every
-//! committed block readable. Callers that change an entry hold the stripe lock of its region.
+//! committed block readable. A stamp that was read while another copy of its checksum block was
+//! lost stays doubtful, on the disk too, until it is set anew. Callers that change an entry hold the stripe lock of its region.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use cairn_units::{CpCount, Crc, Dbn, DiskUuid, Fsid, Vvbn};
 
 use crate::member::{Member, RegionKnown};
 use crate::ondisk::{
-    MAGIC_STAMPS, REGION_STAMPS, REGION_STRIPES, STAMP_PARITY, STAMP_REBUILT, STAMP_UNKNOWN,
-    STAMP_WRITTEN, StampBlockV1, StampV1, blank, open, seal,
+    MAGIC_STAMPS, REGION_STAMPS, REGION_STRIPES, STAMP_DOUBTFUL, STAMP_PARITY, STAMP_REBUILT,
+    STAMP_UNKNOWN, STAMP_WRITTEN, StampBlockV1, StampV1, blank, open, seal,
 };
 
 /// What a stamp says of its block.
@@ -63,6 +64,18 @@ impl StampV1 {
             StampKind::Zero
         }
     }
+    /// Whether a newer stamp of the block may have been lost.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.flags.get() & STAMP_DOUBTFUL != 0
+    }
+    /// Whether the block is known to be zeros.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.kind() == StampKind::Zero && !self.is_doubtful()
+    }
+    /// The same without doubt: the block was found to be what the stamp says.
+    pub(crate) fn certain(self) -> Self {
+        Self { flags: (self.flags.get() & !STAMP_DOUBTFUL).into(), ..self }
+    }
     /// The identity, when the stamp carries one.
     pub(crate) fn tag(&self) -> Option<BlockTag> {
         let flags = self.flags.get();
@@ -86,8 +99,6 @@ pub(crate) struct RegionStamps {
     dirty: bool,
     /// No copy of it was ever durable: a log record must say so.
     fresh: bool,
-    /// The newest copy was lost: these stamps may be one flush interval old.
-    pub suspect: bool,
     used: bool,
 }
 
@@ -97,15 +108,7 @@ fn index(stripe: u64) -> usize {
 
 impl RegionStamps {
     fn new(stamps: Vec<StampV1>) -> Self {
-        Self {
-            stamps,
-            sequence: 0,
-            durable: None,
-            dirty: false,
-            fresh: false,
-            suspect: false,
-            used: true,
-        }
+        Self { stamps, sequence: 0, durable: None, dirty: false, fresh: false, used: true }
     }
     fn zeros() -> Self {
         Self { fresh: true, ..Self::new(vec![StampV1::default(); REGION_STAMPS]) }
@@ -113,6 +116,16 @@ impl RegionStamps {
     fn unknown() -> Self {
         let stamp = StampV1 { flags: STAMP_UNKNOWN.into(), ..StampV1::default() };
         Self::new(vec![stamp; REGION_STAMPS])
+    }
+    /// A copy of it was lost that may have been newer.
+    fn doubtful(mut self) -> Self {
+        if mutant("lost-copy-not-doubted") {
+            return self;
+        }
+        for stamp in &mut self.stamps {
+            stamp.flags = (stamp.flags.get() | STAMP_DOUBTFUL).into();
+        }
+        self
     }
     pub(crate) fn get(&self, stripe: u64) -> StampV1 {
         self.stamps[index(stripe)]
@@ -130,8 +143,8 @@ impl RegionStamps {
             _ => 0,
         }
     }
-    /// The block to write, into the copy that may be overwritten.
-    fn stage(&mut self, member: &Member, region: u64) -> (Dbn, Block) {
+    /// The blocks to write: the copy that may be overwritten, or both while there is none.
+    fn stage(&mut self, member: &Member, region: u64) -> Vec<(Dbn, Block)> {
         self.dirty = true;
         let mut raw: StampBlockV1 = blank();
         raw.disk = member.uuid.bytes();
@@ -140,7 +153,9 @@ impl RegionStamps {
         for (to, from) in raw.stamps.iter_mut().zip(&self.stamps) {
             *to = *from;
         }
-        (member.layout.stamps_dbn(region, self.target()), seal(&raw, MAGIC_STAMPS))
+        let block = seal(&raw, MAGIC_STAMPS);
+        let copies = if self.durable.is_none() { 0..=1 } else { self.target()..=self.target() };
+        copies.map(|copy| (member.layout.stamps_dbn(region, copy), block.clone())).collect()
     }
 }
 
@@ -221,6 +236,9 @@ impl StampCache {
         // What a crash left of stamps that were never durable is not believed: it may be older
         // than this interval, from one that was cut before it.
         let fresh = self.fresh.lock().contains(&(member.uuid, region));
+        if fresh && known == RegionKnown::Perhaps {
+            return Ok(RegionStamps::zeros().doubtful());
+        }
         if fresh || known == RegionKnown::Never {
             return Ok(RegionStamps::zeros());
         }
@@ -254,17 +272,20 @@ impl StampCache {
             }
         }
         Ok(match best {
-            Some(mut found) => {
-                found.suspect = valid == 1 && found.sequence > 1;
-                found
-            }
-            None if known == RegionKnown::Perhaps => RegionStamps::zeros(),
+            Some(found) if valid == 1 => found.doubtful(),
+            Some(found) => found,
+            None if known == RegionKnown::Perhaps => RegionStamps::zeros().doubtful(),
             None => RegionStamps::unknown(),
         })
     }
 
     /// The checksum block of a changed region, to be written with its blocks.
-    pub(crate) fn stage(&self, member: &Member, region: u64, entry: &StampsRef) -> (Dbn, Block) {
+    pub(crate) fn stage(
+        &self,
+        member: &Member,
+        region: u64,
+        entry: &StampsRef,
+    ) -> Vec<(Dbn, Block)> {
         self.state.lock().dirty.insert((member.uuid, region));
         entry.lock().stage(member, region)
     }
@@ -286,7 +307,6 @@ impl StampCache {
                 entry.sequence += 1;
                 entry.dirty = false;
                 entry.fresh = false;
-                entry.suspect = false;
             }
         }
     }

@@ -27,8 +27,9 @@ pub(crate) enum Cell {
     Unread,
     /// Read and verified by its stamp.
     Good(Block),
-    /// Said to be zeros by stamps that may be one flush interval old.
-    Doubt,
+    /// What a stamp says that may be an old one: believed when parity cannot do without it, or
+    /// agrees.
+    Doubt(Block),
     /// No disk, no answer, or not what the stamp says.
     Lost,
 }
@@ -90,13 +91,9 @@ impl StampSet {
             self.refs.extend(self.twins.remove(&key).map(|l| (key, l)));
         }
     }
-    fn suspect(&self, slot: usize, stripe: u64) -> bool {
-        self.entry(slot, stripe).is_some_and(|e| e.lock().suspect)
-    }
     /// Whether the slot's block of the stripe is known to be zeros.
     pub(crate) fn is_zero(&self, slot: usize, stripe: u64) -> bool {
-        self.get(slot, stripe).is_some_and(|s| s.kind() == StampKind::Zero)
-            && !self.suspect(slot, stripe)
+        self.get(slot, stripe).is_some_and(|s| s.is_zero())
     }
 }
 
@@ -117,6 +114,8 @@ pub(crate) struct Solved {
     pub blocks: Vec<Block>,
     /// Whether parity that was not needed agrees; `true` when all of it was needed.
     pub consistent: bool,
+    /// Blocks in doubt were believed, and no parity was left to agree.
+    pub believed: bool,
 }
 
 impl Core {
@@ -172,13 +171,14 @@ impl Core {
                 }
                 let at = stripe.stripe;
                 let (member, stamp) = (position.readable(at), stamps.get(slot, at));
+                let doubtful = stamp.is_some_and(|s| s.is_doubtful());
                 stripe.cells[slot] = match (member, stamp.map(|s| s.kind())) {
-                    (Some(_), Some(StampKind::Zero)) if stamps.suspect(slot, at) => Cell::Doubt,
+                    (Some(_), Some(StampKind::Zero)) if doubtful => Cell::Doubt(Block::zero()),
                     (Some(_), Some(StampKind::Zero)) => Cell::Good(Block::zero()),
                     (Some(member), Some(StampKind::Written(crc))) => {
                         let at = member.layout.stripe_dbn(at);
                         wants.push(Want { member: member.clone(), at });
-                        places.push((i, slot, crc, member.clone()));
+                        places.push((i, slot, (crc, doubtful), member.clone()));
                         Cell::Lost
                     }
                     _ => Cell::Lost,
@@ -186,12 +186,13 @@ impl Core {
             }
         }
         let asked = wants.len();
-        for ((i, slot, crc, member), answer) in places.into_iter().zip(self.read_many(wants).await)
-        {
+        let answers = places.into_iter().zip(self.read_many(wants).await);
+        for ((i, slot, (crc, doubtful), member), answer) in answers {
             let Ok(block) = answer else { continue };
             if crc_of(&block[..]) == crc || mutant("parity-from-unverified-block") {
-                stripes[i].cells[slot] = Cell::Good(block);
-            } else {
+                stripes[i].cells[slot] =
+                    if doubtful { Cell::Doubt(block) } else { Cell::Good(block) };
+            } else if !doubtful {
                 let errors = member.checksum_errors.fetch_add(1, Ordering::Relaxed) + 1;
                 if member.is_sick() {
                     self.sick.store(true, Ordering::Release);
@@ -207,26 +208,55 @@ impl Core {
         asked
     }
 
-    /// Stages a rewrite of blocks that were lost on disks that are there. Returns how many.
+    /// Stages a rewrite of blocks that were lost on disks that are there. Returns how many. What
+    /// was only believed stays in doubt.
     pub(crate) fn stage_repairs(
         &self,
         group: &GroupView,
         stamps: &StampSet,
         stripe: &StripeCells,
-        blocks: &[Block],
+        solved: &Solved,
         writes: &mut Writes,
     ) -> usize {
         let mut repaired = 0;
         for (slot, position) in group.slots.iter().enumerate() {
-            let bad = matches!(stripe.cells[slot], Cell::Lost | Cell::Doubt);
-            let here = position.readable(stripe.stripe).is_some();
-            if bad && here {
-                let (at, block) = (stripe.stripe, &blocks[slot]);
-                let staged = self.stage_block(group, stamps, at, slot, block, writes);
+            let cell = &stripe.cells[slot];
+            let bad = match cell {
+                Cell::Lost => true,
+                Cell::Doubt(_) => !solved.believed,
+                Cell::Good(_) | Cell::Unread => false,
+            };
+            if bad && position.readable(stripe.stripe).is_some() {
+                let (at, block) = ((stripe.stripe, slot), &solved.blocks[slot]);
+                let staged = self.stage_found(group, stamps, at, cell, block, writes);
                 repaired += usize::from(staged);
             }
         }
         repaired
+    }
+
+    /// Stages the block that belongs into a cell which was not known to hold it; only its stamp
+    /// when the doubt was for nothing.
+    pub(crate) fn stage_found(
+        &self,
+        group: &GroupView,
+        stamps: &StampSet,
+        (stripe, slot): (u64, usize),
+        cell: &Cell,
+        block: &Block,
+        writes: &mut Writes,
+    ) -> bool {
+        let same = matches!(cell, Cell::Doubt(held) if held == block);
+        match stamps.entry(slot, stripe).filter(|_| same && stamps.twin(slot, stripe).is_none()) {
+            Some(entry) => {
+                let mut entry = entry.lock();
+                let stamp = entry.get(stripe).certain();
+                entry.set(stripe, stamp);
+                writes.touch(slot, stripe);
+                false
+            }
+            None => self.stage_block(group, stamps, stripe, slot, block, writes),
+        }
     }
 
     /// Stages one block that was computed, with a stamp that fits: the old one when it matches.
@@ -272,11 +302,11 @@ impl Core {
             }
         }
         for ((_, region), loaded) in touched {
-            let (at, block) = self.stamps.stage(&loaded.member, region, &loaded.entry);
+            let copies = self.stamps.stage(&loaded.member, region, &loaded.entry);
+            count(&self.counters.checksum_blocks, copies.len());
             let out = writes.of(&loaded.member);
-            out.blocks.insert(at, block);
+            out.blocks.extend(copies);
             out.regions.push(region);
-            count(&self.counters.checksum_blocks, 1);
         }
     }
 }
@@ -285,20 +315,41 @@ impl Core {
 pub(crate) fn stamp_for(old: StampV1, block: &Block, data: bool) -> StampV1 {
     let crc = crc_of(&block[..]);
     match old.kind() {
-        StampKind::Written(c) if c == crc => old,
+        StampKind::Written(c) if c == crc => old.certain(),
         _ if is_zero(block) => StampV1::default(),
         _ if !data => stamp_parity(crc),
         _ => stamp_rebuilt(crc),
     }
 }
 
-/// Finds the lost blocks of a stripe of which every cell was read.
+/// Finds the lost blocks of a stripe of which every cell was read. Blocks in doubt are right when
+/// parity that is not needed for the lost ones agrees with them; else they count as lost while
+/// parity covers that.
 ///
 /// # Errors
 /// When more are lost than parity covers.
 pub(crate) fn solve(group: &GroupView, stripe: &StripeCells) -> Result<Solved, TooMany> {
-    let mut lost = stripe.cells.iter().filter(|c| c.good().is_none()).count();
-    let doubt_is_zero = lost > usize::from(group.parity());
+    let of = |wanted: fn(&Cell) -> bool| stripe.cells.iter().filter(|c| wanted(c)).count();
+    let doubts = of(|cell| matches!(cell, Cell::Doubt(_)));
+    if doubts == 0 {
+        return solve_with(group, stripe, false);
+    }
+    let parity = usize::from(group.parity());
+    let lost = of(|cell| cell.good().is_none()) - doubts;
+    if lost < parity
+        && let Ok(solved) = solve_with(group, stripe, true)
+        && solved.consistent
+    {
+        return Ok(solved);
+    }
+    if lost + doubts <= parity {
+        return solve_with(group, stripe, false);
+    }
+    Ok(Solved { believed: true, ..solve_with(group, stripe, true)? })
+}
+
+fn solve_with(group: &GroupView, stripe: &StripeCells, believe: bool) -> Result<Solved, TooMany> {
+    let mut lost = 0;
     let mut columns: Vec<(u16, Option<Block>)> = group
         .slots
         .iter()
@@ -306,12 +357,10 @@ pub(crate) fn solve(group: &GroupView, stripe: &StripeCells) -> Result<Solved, T
         .map(|(slot, cell)| {
             let block = match cell {
                 Cell::Good(block) => Some(block.clone()),
-                Cell::Doubt if doubt_is_zero => {
-                    lost -= 1;
-                    Some(Block::zero())
-                }
+                Cell::Doubt(block) if believe => Some(block.clone()),
                 _ => None,
             };
+            lost += usize::from(block.is_none());
             (slot.column.get(), block)
         })
         .collect();
@@ -319,7 +368,7 @@ pub(crate) fn solve(group: &GroupView, stripe: &StripeCells) -> Result<Solved, T
     group.code.decode(&mut columns)?;
     let blocks: Vec<Block> = columns.into_iter().filter_map(|(_, block)| block).collect();
     let consistent = spare == 0 || parity_agrees(group, &blocks);
-    Ok(Solved { blocks, consistent })
+    Ok(Solved { blocks, consistent, believed: false })
 }
 
 /// Whether the parity blocks of a whole stripe are those of its data.

@@ -19,7 +19,7 @@ use crate::layout::STRIPE_LOG_BLOCKS_MIN;
 use crate::member::Member;
 use crate::ondisk::{ENTRY_RECORDS_MAX, REGION_STRIPES, crc_of};
 use crate::stamps::{StampKind, stamp_parity, stamp_written};
-use crate::stripe::{Cell, StampSet, StripeCells, parity_slots, solve};
+use crate::stripe::{Cell, Solved, StampSet, StripeCells, parity_slots, solve};
 use crate::stripe_log::{DiskMark, Record, Rest, TwinRecord, has_bit, log_blocks, set_bit};
 use crate::view::{GroupView, View};
 
@@ -61,7 +61,7 @@ struct Outcome {
     parity: Parity,
     rest: Rest,
     /// The whole stripe as it was, when it had to be solved: bad blocks that stay are rewritten.
-    old: Option<Vec<Block>>,
+    old: Option<Solved>,
 }
 
 impl Core {
@@ -256,7 +256,7 @@ impl Core {
                     cells.cells[i] = Cell::Unread;
                 }
                 None if job.path == Path::Full => {
-                    if entry.lock().get(job.stripe).kind() == StampKind::Zero {
+                    if entry.lock().get(job.stripe).is_zero() {
                         continue;
                     }
                     entry.lock().set(job.stripe, Default::default());
@@ -332,7 +332,9 @@ impl Job {
             for (i, slot) in group.slots.iter().enumerate() {
                 if self.needs_for(path, group, i) {
                     slot.readable(self.stripe)?;
-                    match stamps.get(i, self.stripe)?.kind() {
+                    let stamp = stamps.get(i, self.stripe)?;
+                    match stamp.kind() {
+                        _ if stamp.is_doubtful() => return None,
                         StampKind::Zero => {}
                         StampKind::Written(_) => blocks += 1,
                         StampKind::Unknown => return None,
@@ -382,7 +384,8 @@ impl Job {
             match solve(group, cells) {
                 Ok(solved) => {
                     kept = solved.blocks.iter().take(width).cloned().map(Some).collect();
-                    old = Some(solved.blocks);
+                    // From here on parity is that of what was believed.
+                    old = Some(Solved { believed: false, ..solved });
                 }
                 Err(lost) if missing => return Err(self.lost(group, lost.0)),
                 // What is lost is overwritten anyway.
