@@ -11,6 +11,7 @@
 //! ```
 
 use cairn_sim::Rng;
+use cairn_units::BLOCK_BYTES_U64;
 
 use crate::rpc::Violation;
 
@@ -18,6 +19,8 @@ use crate::rpc::Violation;
 pub(crate) const CELL: usize = 512;
 /// [`CELL`] for offsets.
 pub(crate) const CELL_U64: u64 = 512;
+/// Cells of a block of the file system.
+const BLOCK_CELLS: u64 = BLOCK_BYTES_U64 / CELL_U64;
 
 /// Identity of a version of a cell; 0 is a hole.
 pub(crate) type Version = u32;
@@ -172,11 +175,23 @@ impl Data {
         sure.map(|l| l.value).max().unwrap_or(0).max(self.size)
     }
 
+    /// Whether a COMMIT that a power cut ended early may have left so many cells: it makes block by
+    /// block stable, from the first on, as far as the file reaches.
+    fn cut_commit_ends_at(&self, seen: u64) -> bool {
+        let larger = self.sizes.iter().any(|l| l.value > seen);
+        let last = usize::try_from(seen.saturating_sub(BLOCK_CELLS)).unwrap_or(0);
+        let block = self.cells.iter().skip(last).take(usize::try_from(BLOCK_CELLS).unwrap_or(1));
+        larger
+            && seen.is_multiple_of(BLOCK_CELLS)
+            && block.into_iter().any(|cell| !cell.later.is_empty())
+    }
+
     /// The machine says that the file has `size` bytes.
     pub(crate) fn observe_size(&mut self, bytes: u64, incarnation: u64) -> Result<(), Violation> {
         let sure = self.sure_size(incarnation);
         let seen = bytes / CELL_U64;
-        let may = seen == sure || self.sizes.iter().any(|l| l.value == seen && seen > sure);
+        let grew = self.sizes.iter().any(|l| l.value == seen) || self.cut_commit_ends_at(seen);
+        let may = seen == sure || (seen > sure && grew);
         if !bytes.is_multiple_of(CELL_U64) || !may {
             return Err(Violation(format!(
                 "file {}: {bytes} bytes, but it has {sure} cells, or {:?} (machine {incarnation})",
