@@ -91,10 +91,12 @@ impl Core {
         config.known = known;
         // Progress as far as it is durable is what the old configuration says; it only moves in
         // `rebuild.rs`.
+        // One that died since this configuration was thought out stays until it is taken out: the
+        // death is not stable yet.
         let members: BTreeMap<DiskUuid, Arc<Member>> = old
             .members
             .iter()
-            .filter(|(_, m)| !m.is_dead())
+            .filter(|(u, m)| !m.is_dead() || config.counts_on(**u))
             .map(|(u, m)| (*u, m.clone()))
             .collect();
         self.publish(View::new(config.clone(), members, Some(&old)));

@@ -2,9 +2,9 @@
 
 mod common;
 
-use cairn_raid_api::{AdminError, Aggregate, AggregateAdmin, ColumnState, DiskRole};
+use cairn_raid_api::{AdminError, Aggregate, AggregateAdmin, ColumnState, DiskRole, ReadRequest};
 use cairn_raid_group::RaidKind;
-use cairn_units::{DiskUuid, GroupNo};
+use cairn_units::{DiskUuid, GroupNo, Pvbn};
 use common::{Bench, Shape};
 
 fn add(bench: &mut Bench, names: &[&str]) -> Vec<DiskUuid> {
@@ -142,4 +142,63 @@ fn an_addition_cut_anywhere_leaves_one_configuration_of_a_generation() {
         }
     }
     assert!(cuts > 300, "only {cuts} orders were cut");
+}
+
+/// The configuration that a change stores is one from before the death: the next one says it.
+#[test]
+fn a_disk_that_dies_while_the_configuration_changes_is_taken_out_and_replaced() {
+    for seed in 0..40 {
+        let mut bench = Bench::new(seed, Shape { disks: 8, spares: 1, ..Shape::dp() });
+        bench.frees = false;
+        assert!(bench.cp(60));
+        let column = [0, 2, 16, 17][bench.rng.index(4)];
+        let n = bench.disk_of(column);
+        let disk = bench.disks[n].clone();
+        let uuid = bench
+            .agg()
+            .disks()
+            .iter()
+            .find(|d| d.location == disk.driver().info().location)
+            .unwrap()
+            .disk;
+        let added = bench.shelve("n0");
+        let (agg, reader) = (bench.agg(), bench.agg());
+        let at: Vec<ReadRequest> = bench
+            .committed
+            .keys()
+            .map(|at| ReadRequest { at: Pvbn::new(*at), expect: None })
+            .collect();
+        disk.die();
+        let world = bench.sim.world();
+        let wait = core::time::Duration::from_micros(bench.rng.below(3000));
+        let sleep = world.clock.sleep(wait);
+        world.spawn.spawn(
+            "reader",
+            Box::pin(async move {
+                sleep.await;
+                for _ in 0..20 {
+                    for answer in reader.read(at.clone()).await {
+                        answer.expect("read");
+                    }
+                }
+            }),
+        );
+        bench.sim.block_on(agg.add_spares(vec!["n0".to_owned()])).expect("added");
+        bench.disks.push(added);
+        // A write is answered when the death is stable.
+        assert!(bench.cp(60), "seed {seed}");
+        let now = agg.disks();
+        let counted = now.iter().any(|d| d.disk == uuid && d.position.is_some());
+        assert!(!counted, "seed {seed}: column {column}: {now:?}");
+        bench.await_rebuild();
+        drop(agg);
+        // It is back, with what it held before.
+        bench.sim.power_cut();
+        bench.disks[n].revive();
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.verify();
+        bench.scrub_is_clean();
+    }
 }
