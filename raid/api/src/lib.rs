@@ -470,6 +470,11 @@ pub enum ScrubFault {
     Configuration,
     /// A copy of the root.
     Root,
+    /// A copy of a block of a disk's region map; rotten, or torn by a power cut. Not counted as
+    /// damage.
+    RegionMap,
+    /// A copy of a checksum block; rotten, or torn by a power cut. Not counted as damage.
+    Checksums,
     /// A block of data or parity that cannot be read, or does not match its checksum.
     Block,
     /// A block that matches its checksum and is not what was written: the write was lost.
@@ -499,6 +504,8 @@ impl fmt::Display for ScrubFinding {
             ScrubFault::Label => "label is damaged",
             ScrubFault::Configuration => "configuration is damaged",
             ScrubFault::Root => "root is damaged",
+            ScrubFault::RegionMap => "copy of the region map is damaged, or a power cut tore it",
+            ScrubFault::Checksums => "copy of a checksum block is damaged, or a power cut tore it",
             ScrubFault::Block => "block cannot be read or does not match its checksum",
             ScrubFault::LostWrite => "block is not what was written last",
             ScrubFault::Parity => "parity does not match, and no single block explains it",

@@ -231,6 +231,33 @@ impl RegionMap {
         Ok(Self::of(blocks))
     }
 
+    /// Copies on the disk that are not whole, with what belongs there; `None` while the block is
+    /// about to be written anyway. The caller holds `writing`.
+    ///
+    /// # Errors
+    /// When the device does not answer.
+    pub(crate) async fn lost_copies(
+        &self,
+        uuid: DiskUuid,
+        disk: &Arc<dyn Disk>,
+        layout: &Layout,
+    ) -> Result<Vec<(Dbn, Option<Block>)>, DiskError> {
+        let mut lost = Vec::new();
+        for index in 0..layout.map_indexes() {
+            let raw = read_map(disk, layout.map_dbn(index, 0), 2).await?;
+            for (copy, bytes) in [0u8, 1].into_iter().zip(raw) {
+                if bytes.and_then(|b| decode(uuid, index, copy, &b)).is_none() {
+                    let blocks = self.blocks.lock();
+                    let here = usize::try_from(index).ok().and_then(|i| blocks.get(i));
+                    let right = here.filter(|b| !b.dirty);
+                    let right = right.map(|b| encode(uuid, index, b, b.sequence));
+                    lost.push((layout.map_dbn(index, copy), right));
+                }
+            }
+        }
+        Ok(lost)
+    }
+
     pub(crate) fn known(&self, region: u64) -> RegionKnown {
         let blocks = self.blocks.lock();
         let Some((block, word, bit)) = place(&blocks, region) else { return RegionKnown::Never };

@@ -131,9 +131,12 @@ impl Core {
         if !written {
             return Some((end, false));
         }
-        for member in members {
-            // What is in memory may be better than what is on the disk.
-            self.stamps.drop_clean(member.uuid, region);
+        if at.is_multiple_of(REGION_STRIPES) {
+            for member in members {
+                if let Err(error) = self.stamps.look_again(member, region).await {
+                    self.fault(member, &error);
+                }
+            }
         }
         let stamps = self.load_stamps(group, &[region]).await;
         let mut cells: Vec<StripeCells> =
@@ -141,6 +144,11 @@ impl Core {
         self.read_cells(group, &stamps, &mut cells, |_, _| true).await;
         let mut writes = Writes::default();
         let mut sum = Findings::default();
+        let lost_copies =
+            if at.is_multiple_of(REGION_STRIPES) { stamps.lost_copies() } else { Vec::new() };
+        for (slot, ..) in &lost_copies {
+            writes.touch(*slot, at);
+        }
         for cells in &mut cells {
             let one = self.scrub_stripe(group, &stamps, cells, &mut writes);
             sum.damaged += one.damaged;
@@ -150,6 +158,11 @@ impl Core {
         if !writes.is_empty() {
             self.seal_stamps(&stamps, &mut writes);
             self.write_many(writes, Purpose::Mending).await;
+        }
+        for (_, region, member, copy) in lost_copies {
+            let (what, dbn) = (ScrubFault::Checksums, member.layout.stamps_dbn(region, copy));
+            let (disk, repaired) = (Some(member.uuid), !member.is_dead());
+            self.found(ScrubFinding { what, disk, dbn, stripe: None, repaired });
         }
         drop(held);
         drop(interval);

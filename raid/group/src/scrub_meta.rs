@@ -1,4 +1,4 @@
-//! Scrub of what is not stripes: labels, configuration copies, root slots.
+//! Scrub of what is not stripes: labels, configuration copies, region maps, root slots.
 //!
 //! Layer: over members; run at the beginning of a scrub. Each of them is on every disk, so a bad
 //! copy harms nobody until the others are gone too: it is written again from what is in memory,
@@ -43,6 +43,7 @@ impl Core {
             }
             self.scrub_labels(&member, &mut sum).await;
             self.scrub_config(&member, &mut sum).await;
+            self.scrub_map(&member).await;
         }
         self.scrub_roots(&mut sum).await;
         sum
@@ -131,6 +132,24 @@ impl Core {
             let mut area = config.encode();
             area.resize_with(blocks, Block::zero);
             self.put_right(member, (ScrubFault::Configuration, at), area, seen, sum).await;
+        }
+    }
+
+    /// Copies of the region map that were torn or rotted; which of the two nobody can tell, so they
+    /// are found and mended, and not counted as damage.
+    async fn scrub_map(&self, member: &Arc<Member>) {
+        let _writing = member.map.writing.lock().await;
+        let lost = member.map.lost_copies(member.uuid, &member.disk, &member.layout).await;
+        for (at, right) in lost.unwrap_or_default() {
+            let mended = match right {
+                Some(block) => member.write_stable(at, vec![block]).await,
+                None => continue,
+            };
+            if let Err(error) = &mended {
+                self.fault(member, error);
+            }
+            let (what, disk, repaired) = (ScrubFault::RegionMap, Some(member.uuid), mended.is_ok());
+            self.found(ScrubFinding { what, disk, dbn: at, stripe: None, repaired });
         }
     }
 

@@ -99,6 +99,8 @@ pub(crate) struct RegionStamps {
     dirty: bool,
     /// No copy of it was ever durable: a log record must say so.
     fresh: bool,
+    /// Copies that were not there when it was read, and were not written since.
+    lost: [bool; 2],
     used: bool,
 }
 
@@ -108,7 +110,15 @@ fn index(stripe: u64) -> usize {
 
 impl RegionStamps {
     fn new(stamps: Vec<StampV1>) -> Self {
-        Self { stamps, sequence: 0, durable: None, dirty: false, fresh: false, used: true }
+        Self {
+            stamps,
+            sequence: 0,
+            durable: None,
+            dirty: false,
+            fresh: false,
+            lost: [false; 2],
+            used: true,
+        }
     }
     fn zeros() -> Self {
         Self { fresh: true, ..Self::new(vec![StampV1::default(); REGION_STAMPS]) }
@@ -136,6 +146,16 @@ impl RegionStamps {
     /// Whether no copy was durable at the last flush.
     pub(crate) fn is_fresh(&self) -> bool {
         self.fresh
+    }
+    /// Whether it is what was flushed last.
+    fn is_settled(&self) -> bool {
+        !self.dirty && !self.fresh
+    }
+    /// Copies that were not there, and that the next write of the region makes again; none while
+    /// that is under way.
+    pub(crate) fn lost_copies(&self) -> impl Iterator<Item = u8> {
+        let lost = if self.dirty { [false; 2] } else { self.lost };
+        [0, 1].into_iter().zip(lost).filter_map(|(copy, lost)| lost.then_some(copy))
     }
     fn target(&self) -> u8 {
         match self.durable {
@@ -259,23 +279,22 @@ impl StampCache {
             }
             Err(e) => return Err(e),
         };
-        let mut best: Option<RegionStamps> = None;
-        let mut valid = 0;
-        for (copy, block) in [0u8, 1].into_iter().zip(&copies) {
-            let Some(found) = block.as_ref().and_then(|b| parse(member.uuid, region, copy, b))
-            else {
-                continue;
-            };
-            valid += 1;
-            if best.as_ref().is_none_or(|b| found.sequence > b.sequence) {
-                best = Some(found);
+        let parsed = |copy: u8| {
+            let block = copies.get(usize::from(copy))?.as_ref()?;
+            parse(member.uuid, region, copy, block)
+        };
+        Ok(match (parsed(0), parsed(1)) {
+            (Some(a), Some(b)) => {
+                if b.sequence > a.sequence {
+                    b
+                } else {
+                    a
+                }
             }
-        }
-        Ok(match best {
-            Some(found) if valid == 1 => found.doubtful(),
-            Some(found) => found,
-            None if known == RegionKnown::Perhaps => RegionStamps::zeros().doubtful(),
-            None => RegionStamps::unknown(),
+            (Some(a), None) => RegionStamps { lost: [false, true], ..a.doubtful() },
+            (None, Some(b)) => RegionStamps { lost: [true, false], ..b.doubtful() },
+            (None, None) if known == RegionKnown::Perhaps => RegionStamps::zeros().doubtful(),
+            (None, None) => RegionStamps { lost: [true; 2], ..RegionStamps::unknown() },
         })
     }
 
@@ -303,7 +322,12 @@ impl StampCache {
         for key in dirty {
             if let Some(entry) = state.entries.get(&key) {
                 let mut entry = entry.lock();
-                entry.durable = Some(entry.target());
+                let target = entry.target();
+                if entry.durable.is_none() {
+                    entry.lost = [false; 2];
+                }
+                entry.lost[usize::from(target)] = false;
+                entry.durable = Some(target);
                 entry.sequence += 1;
                 entry.dirty = false;
                 entry.fresh = false;
@@ -318,15 +342,26 @@ impl StampCache {
         state.dirty.retain(|key| key.0 != disk);
     }
 
-    /// Forgets everything that can be read again, so that a scrub sees the disks themselves.
-    pub(crate) fn drop_clean(&self, disk: DiskUuid, region: u64) {
-        let mut state = self.state.lock();
-        let key = (disk, region);
-        let idle =
-            state.entries.get(&key).is_some_and(|e| Arc::strong_count(e) == 1 && !e.lock().dirty);
-        if idle {
-            state.entries.remove(&key);
+    /// Reads the copies of a checksum block that is in memory unchanged: what is in memory is
+    /// right, but a copy of it may be lost. The caller holds the stripe lock of the region.
+    pub(crate) async fn look_again(&self, member: &Member, region: u64) -> Result<(), DiskError> {
+        let found = self.state.lock().entries.get(&(member.uuid, region)).cloned();
+        let Some(entry) = found.filter(|entry| entry.lock().is_settled()) else { return Ok(()) };
+        let there = self.load(member, region).await?;
+        let mut entry = entry.lock();
+        if there.is_fresh() {
+            return Ok(());
         }
+        entry.lost = there.lost;
+        if there.sequence < entry.sequence
+            && let Some(older) = there.durable
+        {
+            // The newest was never written, whatever the disk said.
+            entry.lost[usize::from(1 - older)] = true;
+        }
+        // What is whole is not overwritten before the other one is.
+        entry.durable = there.durable;
+        Ok(())
     }
 }
 

@@ -73,6 +73,15 @@ impl StampSet {
     pub(crate) fn twin(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
         self.twins.get(&(slot, stripe / REGION_STRIPES)).map(|l| &l.entry)
     }
+    /// Copies of checksum blocks that are lost: slot, region, disk, copy.
+    pub(crate) fn lost_copies(&self) -> Vec<(usize, u64, Arc<Member>, u8)> {
+        let all = self.refs.iter().chain(&self.twins);
+        all.flat_map(|(&(slot, region), loaded)| {
+            let copies: Vec<u8> = loaded.entry.lock().lost_copies().collect();
+            copies.into_iter().map(move |copy| (slot, region, loaded.member.clone(), copy))
+        })
+        .collect()
+    }
     /// Whether the stamps of this disk's region are here.
     pub(crate) fn has(&self, slot: usize, region: u64, disk: DiskUuid) -> bool {
         self.of(slot, region * REGION_STRIPES, disk).is_some()

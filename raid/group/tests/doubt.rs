@@ -3,10 +3,10 @@
 
 mod common;
 
-use cairn_raid_api::{Aggregate, AggregateAdmin};
+use cairn_raid_api::{Aggregate, AggregateAdmin, DiskStatus, ScrubFault, ScrubFinding};
 use cairn_sim::SimDisk;
 use cairn_units::{Dbn, Pvbn};
-use common::{Bench, Shape};
+use common::{Bench, Shape, noise};
 
 /// First copy of the first block of the region map.
 const MAP_AT: u64 = 64;
@@ -164,4 +164,59 @@ fn a_scrub_ends_the_doubt() {
     let before = bench.agg().counters().reconstructed_blocks;
     bench.verify();
     assert_eq!(bench.agg().counters().reconstructed_blocks, before, "no doubt is left");
+}
+
+#[test]
+fn a_lost_copy_of_a_checksum_or_map_block_is_found_with_its_place_and_made_again() {
+    for seed in 0..12 {
+        let mut bench = Bench::new(300 + seed, shape());
+        bench.frees = false;
+        bench.stripes = 60;
+        for _ in 0..5 {
+            assert!(bench.cp(40));
+        }
+        let first = bench.agg().place(Pvbn::new(64)).expect("place").data.dbn.get() - 2;
+        let mut spoilt = Vec::new();
+        for (n, column) in [0u64, 2, 16].into_iter().zip([0, 2, 16]) {
+            let disk = bench.disks[bench.disk_of(column)].clone();
+            for (place, what) in [(first, ScrubFault::Checksums), (MAP_AT, ScrubFault::RegionMap)] {
+                let at = Dbn::new(place + (seed + n) % 2);
+                match (seed + n) % 3 {
+                    0 => disk.rot_block(at),
+                    1 => disk.break_block(at),
+                    _ => disk.scribble(at, &noise(seed)),
+                }
+                spoilt.push((disk.driver().info().location, at, what));
+            }
+        }
+        bench.scrub();
+        let disks = bench.agg().disks();
+        let location = |f: &ScrubFinding| {
+            let of = |d: &&DiskStatus| Some(d.disk) == f.disk;
+            disks.iter().find(of).expect("a disk").location.clone()
+        };
+        let findings = bench.agg().scrub_findings();
+        assert!(findings.iter().all(|f| f.repaired), "seed {seed}: {findings:?}");
+        let mut told: Vec<_> = findings.iter().map(|f| (location(f), f.dbn, f.what)).collect();
+        told.sort_by_key(|(at, dbn, _)| (at.clone(), *dbn));
+        spoilt.sort_by_key(|(at, dbn, _)| (at.clone(), *dbn));
+        assert_eq!(told, spoilt, "seed {seed}");
+        bench.scrub_is_clean();
+        assert!(bench.agg().scrub_findings().is_empty(), "seed {seed}");
+        // The copy that was made again is enough.
+        assert!(bench.cp(40));
+        bench.sim.power_cut();
+        for (at, dbn, what) in &spoilt {
+            let place = if *what == ScrubFault::RegionMap { MAP_AT } else { first };
+            let other = place + 1 - (dbn.get() - place);
+            let disk = bench.disks.iter().find(|d| d.driver().info().location == *at);
+            disk.expect("a disk").rot_block(Dbn::new(other));
+        }
+        bench.reattach();
+        bench.open().expect("open");
+        bench.adopt_root();
+        bench.verify();
+        bench.scrub();
+        bench.scrub_is_clean();
+    }
 }
