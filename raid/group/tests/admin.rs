@@ -1,11 +1,9 @@
 //! Disks added, groups widened and formed, disks failed by order, all online.
 
-mod common;
-
+use crate::common::{Bench, Shape};
 use cairn_raid_api::{AdminError, Aggregate, AggregateAdmin, ColumnState, DiskRole, ReadRequest};
 use cairn_raid_group::RaidKind;
 use cairn_units::{DiskUuid, GroupNo, Pvbn};
-use common::{Bench, Shape};
 
 fn add(bench: &mut Bench, names: &[&str]) -> Vec<DiskUuid> {
     for name in names {

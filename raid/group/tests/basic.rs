@@ -1,11 +1,9 @@
 //! The plain life of an aggregate.
 
-mod common;
-
+use crate::common::{Bench, Shape, crc, noise};
 use cairn_raid_api::{Aggregate, AggregateAdmin, ReadRequest};
 use cairn_raid_group::RaidKind;
 use cairn_units::Pvbn;
-use common::{Bench, Shape, crc, noise};
 
 #[test]
 fn written_blocks_read_back_before_and_after_reopening() {

@@ -1,7 +1,6 @@
 //! Rapid copy-out: a disk that still serves is copied to a spare, which then takes its place.
 
-mod common;
-
+use crate::common::{Bench, DISK_BLOCKS, Shape, noise};
 use cairn_raid_api::{
     AdminError, Aggregate, AggregateAdmin, ColumnState, DiskRole, DiskStatus, LogAreaId,
     ReadRequest,
@@ -10,7 +9,6 @@ use cairn_raid_disk::DiskError;
 use cairn_raid_group::{Event, RaidKind};
 use cairn_sim::SimDisk;
 use cairn_units::{DiskUuid, Pvbn};
-use common::{Bench, DISK_BLOCKS, Shape, noise};
 
 fn shape(seed: u64) -> Shape {
     match seed % 4 {

@@ -1,10 +1,8 @@
 //! Power cuts at random points, with disks missing: every committed block is there.
 
-mod common;
-
+use crate::common::{Bench, Shape};
 use cairn_raid_group::RaidKind;
 use cairn_sim::CutPolicy;
-use common::{Bench, Shape};
 
 fn shape(seed: u64) -> Shape {
     match seed % 5 {

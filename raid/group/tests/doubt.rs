@@ -1,12 +1,10 @@
 //! A copy of a checksum block or of a region map block is lost: what the copy that is left says
 //! may be old, and is not taken for true when the block is written again later.
 
-mod common;
-
+use crate::common::{Bench, Shape, noise};
 use cairn_raid_api::{Aggregate, AggregateAdmin, DiskStatus, ScrubFault, ScrubFinding};
 use cairn_sim::SimDisk;
 use cairn_units::{Dbn, Pvbn};
-use common::{Bench, Shape, noise};
 
 /// First copy of the first block of the region map.
 const MAP_AT: u64 = 64;

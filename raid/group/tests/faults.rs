@@ -1,9 +1,8 @@
 //! Disks that die, rot, lie and hang while the aggregate is in use.
 
-mod common;
-
 use std::collections::BTreeSet;
 
+use crate::common::{Bench, Shape, crc, noise};
 use cairn_raid_api::{
     Aggregate, AggregateAdmin, BlockTag, ColumnState, ReadRequest, ScrubFault, StripeWrite, Tetris,
     WriteBlock, WriteError,
@@ -13,7 +12,6 @@ use cairn_raid_group::{Event, RaidKind};
 use cairn_sim::{CutPolicy, SimDisk};
 use cairn_sys::Block;
 use cairn_units::{Dbn, DiskUuid, GroupNo, Pvbn};
-use common::{Bench, Shape, crc, noise};
 
 /// The disk and DBN of a committed block.
 fn place_of(bench: &Bench, at: u64) -> (SimDisk, Dbn) {

@@ -1,11 +1,9 @@
 //! RAID-4 to RAID-DP and back, online.
 
-mod common;
-
+use crate::common::{Bench, DISK_BLOCKS, Shape};
 use cairn_raid_api::{AdminError, Aggregate, AggregateAdmin, ColumnState, DiskRole};
 use cairn_raid_group::RaidKind;
 use cairn_units::GroupNo;
-use common::{Bench, DISK_BLOCKS, Shape};
 
 const GROUP: GroupNo = GroupNo::new(0);
 

@@ -1,9 +1,8 @@
 //! Disks that do not belong: refused with a reason, and not a byte of any disk changed.
 
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::{Bench, Shape};
 use cairn_raid_disk::Disk;
 use cairn_raid_group::{
     CreateError, CreateOptions, OpenError, OpenOptions, Probe, RaidAggregate, RaidKind,
@@ -12,7 +11,6 @@ use cairn_raid_group::{
 use cairn_sim::{DiskImage, SimDisk, SimDiskConfig};
 use cairn_sys::Block;
 use cairn_units::{Blocks, Dbn};
-use common::{Bench, Shape};
 
 fn images(disks: &[SimDisk]) -> Vec<DiskImage> {
     disks.iter().map(SimDisk::image).collect()

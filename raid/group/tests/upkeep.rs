@@ -1,11 +1,9 @@
 //! What an aggregate keeps about its disks: labels, configurations and roots are mended by scrub,
 //! and a disk that is gone is still known.
 
-mod common;
-
+use crate::common::{Bench, Shape, noise};
 use cairn_raid_api::{AggregateAdmin, ColumnState, DiskRole, ScrubFault};
 use cairn_units::{Blocks, Dbn};
-use common::{Bench, Shape, noise};
 
 /// First block of each thing that is on every disk besides stripes, as `docs/formats-raid.md` says.
 const LABEL: u64 = 0;

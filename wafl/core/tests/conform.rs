@@ -1,9 +1,7 @@
 //! The storage manager passes the conformance suite of every D-module.
 
-mod common;
-
+use crate::common::Rig;
 use cairn_model::conformance;
-use common::Rig;
 
 #[test]
 fn the_storage_manager_passes_every_conformance_case() {

@@ -1,7 +1,6 @@
 //! F6: what `explain` says is recomputed from the bytes on the simulated disks.
 
-mod common;
-
+use crate::common::Rig;
 use cairn_cf::{DModule, DiskPlace, ExplainedBlock, Manage, Managed};
 use cairn_op::{
     ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, ReadOnly, Reply, SetAttrs,
@@ -10,7 +9,6 @@ use cairn_op::{
 use cairn_sim::SimDisk;
 use cairn_sys::Payload;
 use cairn_units::{Dbn, Fbn, Fsid, OpNo, VserverId};
-use common::Rig;
 
 /// Rows of a block in the ring of p = 17, and bytes of one.
 const ROWS: usize = 16;

@@ -1,9 +1,8 @@
 //! Disks that hold the log are lost while nobody writes.
 
-mod common;
-
 use core::time::Duration;
 
+use crate::common::Rig;
 use cairn_cf::{Manage, Managed};
 use cairn_op::{
     ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, ReadOnly, Reply, SetAttrs,
@@ -11,7 +10,6 @@ use cairn_op::{
 use cairn_raid_api::{AggregateAdmin, ColumnState};
 use cairn_raid_group::{CreateOptions, RaidAggregate, RaidKind};
 use cairn_units::{DiskUuid, Fsid, OpNo, VserverId};
-use common::Rig;
 
 fn ctx() -> OpCtx {
     OpCtx {

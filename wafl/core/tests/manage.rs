@@ -1,15 +1,13 @@
 //! Volume operations that are asked for twice.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::common::Rig;
 use cairn_cf::{DModule, Manage, Managed};
 use cairn_sim::CutPolicy;
 use cairn_units::Fsid;
-use common::Rig;
 
 fn volumes(rig: &Rig) -> usize {
     let listed = rig.sim.block_on(rig.node().manage(Manage::VolumeList));

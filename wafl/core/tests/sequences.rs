@@ -1,11 +1,9 @@
 //! Random operations on the storage manager and on the reference model, with crashes, power cuts
 //! in the middle of anything, and clean restarts between them: both must always agree.
 
-mod common;
-
+use crate::common::Rig;
 use cairn_model::sequence::{Event, Runner, steps_from_seed};
 use cairn_units::Fsid;
-use common::Rig;
 
 /// Runs `count` steps; with `cuts`, the power also goes at a random device order within a step.
 fn run(seed: u64, count: usize, cuts: bool) {

@@ -1,8 +1,7 @@
 //! Space: nothing leaks, full volumes can be emptied, large files and volumes are freed whole, and
 //! a small cache serves data larger than itself.
 
-mod common;
-
+use crate::common::Rig;
 use bytes::Bytes;
 use cairn_cf::{DModule, Manage, Managed};
 use cairn_op::{
@@ -12,7 +11,6 @@ use cairn_op::{
 use cairn_raid_group::RaidKind;
 use cairn_sys::Payload;
 use cairn_units::{Fsid, OpNo, VserverId};
-use common::Rig;
 
 fn ctx() -> OpCtx {
     OpCtx {
