@@ -9,6 +9,7 @@ use cairn_op::{
     SetAttrs, Stability, Status, Submitted, Verifier,
 };
 use cairn_raid_group::RaidKind;
+use cairn_sim::CutPolicy;
 use cairn_sys::Payload;
 use cairn_units::{Fsid, OpNo, VserverId};
 
@@ -447,5 +448,25 @@ fn a_file_removed_while_the_tail_of_its_cut_is_freed_leaves_no_count_behind() {
         remove(&rig, root, "holes");
         settle(&rig);
         rig.check();
+    }
+}
+
+#[test]
+fn an_answered_commit_survives_a_power_cut_that_keeps_nothing_unflushed() {
+    for seed in 0..8 {
+        let mut rig = Rig::small(20 + seed);
+        let root = volume(&rig, 1, 64 << 20);
+        let obj = create(&rig, root, "f").unwrap();
+        let len = 4096 * (1 + usize::try_from(seed).unwrap()) - 100;
+        write(&rig, obj, seed, 0, len).unwrap();
+        call(&rig, Op::Commit { obj, offset: 0, count: 0 }).unwrap();
+        rig.sim.power_cut_with(&CutPolicy::DropAll);
+        rig.after_cut();
+        rig.restart();
+        rig.check();
+        let found = call(&rig, Op::Lookup { dir: root, name: name("f") }).unwrap();
+        let Reply::Found { obj, attrs, .. } = found else { panic!("{found:?}") };
+        assert_eq!(attrs.size, len as u64, "seed {seed}");
+        check_read(&rig, obj, seed, 0, len);
     }
 }
