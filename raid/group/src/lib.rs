@@ -10,9 +10,11 @@
 //! - Parity is never computed from a block that its stamp did not vouch for (`stripe.rs`).
 //! - The durable copy of a checksum block, of a region map block, of a configuration and of a
 //!   root slot is never overwritten; the other copy is (`stamps.rs`, `member.rs`, `commit.rs`).
+//! - What the copy that is left of a checksum or map block says stays in doubt, on the disk too,
+//!   until something else says it (`stamps.rs`, `member.rs`, `stripe.rs`).
 //! - A disk that does not belong is never written; opening with too few disks writes nothing.
 //! - No write is acknowledged between a disk's death and a configuration, stable on the others,
-//!   that says so (`failure.rs`).
+//!   that says so; a dead disk is forgotten only once it is taken out (`failure.rs`).
 //!
 //! # One write, top to bottom
 //! `RaidAggregate::write` → `write.rs` (choose what to read, parity) → `stripe_log.rs` (record

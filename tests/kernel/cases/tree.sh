@@ -1,6 +1,6 @@
 #!/bin/bash
-# A real tree of more than 20,000 files: copied, and the same after a remount, after the server
-# was restarted and after it was killed.
+# A real tree of more than 20,000 files: copied, and the same after the server was restarted and after
+# it was killed, each time with a fresh mount.
 . "$(dirname "$0")/lib.sh"
 mkdir tree
 (cd / && xargs -0 cp --parents --no-dereference --preserve=mode,ownership,timestamps \
@@ -13,8 +13,6 @@ describe tree >/tmp/attributes
 cmp /tmp/attributes "$WORK/tree.attributes" || die "attributes differ after the copy"
 count=$(wc -l </tmp/attributes)
 [ "$count" -ge 20000 ] || die "only $count files"
-remount
-same_sums tree "$WORK/tree.sums" "after a remount"
 kc server restart
 remount
 describe tree | cmp - "$WORK/tree.attributes" || die "attributes differ after a restart"
