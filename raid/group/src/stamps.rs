@@ -4,7 +4,8 @@
 //! never evicted. Invariant: the copy of a checksum block that was durable at the last flush is
 //! not overwritten before the next flush, so that a power cut leaves the stamps of every
 //! committed block readable. A stamp that was read while another copy of its checksum block was
-//! lost stays doubtful, on the disk too, until it is set anew. Callers that change an entry hold the stripe lock of its region.
+//! lost stays doubtful, on the disk too, until it is set anew. Callers that change an entry hold
+//! the stripe lock of its region.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
