@@ -23,8 +23,10 @@ fn rot_newest(disk: &SimDisk, first: u64) {
     disk.rot_block(Dbn::new(first + newest(disk, first)));
 }
 
-fn restart(bench: &mut Bench) {
+/// A power cut, something done to the disks, a start.
+fn restart_after(bench: &mut Bench, harm: impl FnOnce(&Bench)) {
     bench.sim.power_cut();
+    harm(bench);
     bench.reattach();
     bench.open().expect("open");
     bench.adopt_root();
@@ -61,16 +63,14 @@ fn a_rotten_newest_map_copy_does_not_hide_a_region_once_the_map_is_written_again
                     assert!(bench.cp(50));
                 }
             }
-            bench.sim.power_cut();
-            let disk = bench.disks[bench.disk_of(column)].clone();
-            rot_newest(&disk, MAP_AT);
-            bench.reattach();
-            bench.open().expect("open");
-            bench.adopt_root();
+            restart_after(&mut bench, |bench| {
+                let disk = bench.disks[bench.disk_of(column)].clone();
+                rot_newest(&disk, MAP_AT);
+            });
             // New regions are written, and with them the map.
             bench.offset = 126 * regions;
             assert!(bench.cp(100));
-            restart(&mut bench);
+            restart_after(&mut bench, |_| ());
             rebuild_others(&mut bench, column);
         }
     }
@@ -86,18 +86,16 @@ fn a_map_block_lost_whole_does_not_hide_its_regions_once_it_is_written_again() {
             bench.offset = 126 * region;
             assert!(bench.cp(50));
         }
-        bench.sim.power_cut();
-        let disk = bench.disks[bench.disk_of(column)].clone();
-        disk.rot_block(Dbn::new(MAP_AT));
-        disk.rot_block(Dbn::new(MAP_AT + 1));
-        bench.reattach();
-        bench.open().expect("open");
-        bench.adopt_root();
+        restart_after(&mut bench, |bench| {
+            let disk = bench.disks[bench.disk_of(column)].clone();
+            disk.rot_block(Dbn::new(MAP_AT));
+            disk.rot_block(Dbn::new(MAP_AT + 1));
+        });
         for region in 3..5 {
             bench.offset = 126 * region;
             assert!(bench.cp(100));
         }
-        restart(&mut bench);
+        restart_after(&mut bench, |_| ());
         rebuild_others(&mut bench, column);
     }
 }
@@ -115,17 +113,15 @@ fn a_rotten_newest_checksum_copy_leaves_its_stamps_in_doubt_once_it_is_written_a
             }
             let stripe = bench.agg().place(Pvbn::new(64)).expect("place");
             let first = stripe.data.dbn.get() - 2;
-            bench.sim.power_cut();
-            let disk = bench.disks[bench.disk_of(column)].clone();
-            rot_newest(&disk, first);
-            bench.reattach();
-            bench.open().expect("open");
-            bench.adopt_root();
+            restart_after(&mut bench, |bench| {
+                let disk = bench.disks[bench.disk_of(column)].clone();
+                rot_newest(&disk, first);
+            });
             // Other stripes of the region.
             bench.offset = 80;
             bench.stripes = 12;
             assert!(bench.cp(50));
-            restart(&mut bench);
+            restart_after(&mut bench, |_| ());
             bench.offset = 0;
             bench.stripes = 60;
             rebuild_others(&mut bench, column);
@@ -133,7 +129,7 @@ fn a_rotten_newest_checksum_copy_leaves_its_stamps_in_doubt_once_it_is_written_a
     }
 }
 
-/// Doubt ends: a scrub that finds everything as it should be leaves none, and writes no block.
+/// Doubt ends: a scrub that finds everything as it should be leaves none.
 #[test]
 fn a_scrub_ends_the_doubt() {
     let mut bench = Bench::new(290, shape());
@@ -143,22 +139,20 @@ fn a_scrub_ends_the_doubt() {
         assert!(bench.cp(40));
     }
     let first = bench.agg().place(Pvbn::new(64)).expect("place").data.dbn.get() - 2;
-    bench.sim.power_cut();
-    // The older copies: what is left is right.
-    for column in [0, 2, 4] {
-        let disk = bench.disks[bench.disk_of(column)].clone();
-        for at in [first, MAP_AT] {
-            let older = 1 - newest(&disk, at);
-            disk.rot_block(Dbn::new(at + older));
+    restart_after(&mut bench, |bench| {
+        // The older copies: what is left is right.
+        for column in [0, 2, 4] {
+            let disk = bench.disks[bench.disk_of(column)].clone();
+            for at in [first, MAP_AT] {
+                let older = 1 - newest(&disk, at);
+                disk.rot_block(Dbn::new(at + older));
+            }
         }
-    }
-    bench.reattach();
-    bench.open().expect("open");
-    bench.adopt_root();
+    });
     bench.scrub();
     bench.scrub_is_clean();
     assert!(bench.cp(40));
-    restart(&mut bench);
+    restart_after(&mut bench, |_| ());
     let before = bench.agg().counters().reconstructed_blocks;
     bench.verify();
     assert_eq!(bench.agg().counters().reconstructed_blocks, before, "no doubt is left");
@@ -203,16 +197,14 @@ fn a_lost_copy_of_a_checksum_or_map_block_is_found_with_its_place_and_made_again
         assert!(bench.agg().scrub_findings().is_empty(), "seed {seed}");
         // The copy that was made again is enough.
         assert!(bench.cp(40));
-        bench.sim.power_cut();
-        for (at, dbn, what) in &spoilt {
-            let place = if *what == ScrubFault::RegionMap { MAP_AT } else { first };
-            let other = place + 1 - (dbn.get() - place);
-            let disk = bench.disks.iter().find(|d| d.driver().info().location == *at);
-            disk.expect("a disk").rot_block(Dbn::new(other));
-        }
-        bench.reattach();
-        bench.open().expect("open");
-        bench.adopt_root();
+        restart_after(&mut bench, |bench| {
+            for (at, dbn, what) in &spoilt {
+                let place = if *what == ScrubFault::RegionMap { MAP_AT } else { first };
+                let other = place + 1 - (dbn.get() - place);
+                let disk = bench.disks.iter().find(|d| d.driver().info().location == *at);
+                disk.expect("a disk").rot_block(Dbn::new(other));
+            }
+        });
         bench.verify();
         bench.scrub();
         bench.scrub_is_clean();

@@ -175,22 +175,23 @@ impl Data {
         sure.map(|l| l.value).max().unwrap_or(0).max(self.size)
     }
 
-    /// Whether a COMMIT that a power cut ended early may have left so many cells: it makes block by
-    /// block stable, from the first on, as far as the file reaches.
-    fn cut_commit_ends_at(&self, seen: u64) -> bool {
-        let larger = self.sizes.iter().any(|l| l.value > seen);
+    /// Whether a COMMIT of an earlier machine that was cut may have left so many cells: it makes
+    /// block by block stable, from the first on, as far as the file reaches.
+    fn cut_commit_ends_at(&self, seen: u64, incarnation: u64) -> bool {
+        let larger = self.sizes.iter().any(|l| l.value > seen && l.incarnation != incarnation);
         let last = usize::try_from(seen.saturating_sub(BLOCK_CELLS)).unwrap_or(0);
         let block = self.cells.iter().skip(last).take(usize::try_from(BLOCK_CELLS).unwrap_or(1));
         larger
             && seen.is_multiple_of(BLOCK_CELLS)
-            && block.into_iter().any(|cell| !cell.later.is_empty())
+            && block.into_iter().any(|cell| cell.later.iter().any(|l| l.incarnation != incarnation))
     }
 
     /// The machine says that the file has `size` bytes.
     pub(crate) fn observe_size(&mut self, bytes: u64, incarnation: u64) -> Result<(), Violation> {
         let sure = self.sure_size(incarnation);
         let seen = bytes / CELL_U64;
-        let grew = self.sizes.iter().any(|l| l.value == seen) || self.cut_commit_ends_at(seen);
+        let grew = self.sizes.iter().any(|l| l.value == seen)
+            || self.cut_commit_ends_at(seen, incarnation);
         let may = seen == sure || (seen > sure && grew);
         if !bytes.is_multiple_of(CELL_U64) || !may {
             return Err(Violation(format!(

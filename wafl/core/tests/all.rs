@@ -1,4 +1,5 @@
-//! All tests of the crate from outside, in one program: it is linked once.
+//! All tests of the crate from outside, in one program: it is linked once. But
+//! `spans.rs`: what it watches is the same for all threads of a process.
 
 mod common;
 mod conform;
@@ -7,4 +8,3 @@ mod log_disks;
 mod manage;
 mod sequences;
 mod space;
-mod spans;

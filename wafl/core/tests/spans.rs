@@ -1,9 +1,10 @@
 //! One operation number through all layers: what a disk does for an operation can be found by it.
 
+mod common;
+
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use crate::common::Rig;
 use bytes::Bytes;
 use cairn_cf::{DModule, Manage, Managed};
 use cairn_op::{
@@ -12,6 +13,7 @@ use cairn_op::{
 };
 use cairn_sys::Payload;
 use cairn_units::{Fsid, OpNo, VserverId};
+use common::Rig;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines of the formatted trace.
