@@ -29,11 +29,18 @@ impl Core {
     /// # Errors
     /// When a group has lost more than its parity covers, or the disks are fenced off.
     pub(crate) async fn settle(&self) -> Result<(), WriteError> {
-        if self.unsettled.load(Ordering::Acquire) == 0 {
+        if self.is_settled() {
             return Ok(());
         }
         let _config = self.config.lock().await;
         self.settle_locked().await
+    }
+
+    /// Whether every death is stable. A disk is dead a moment before it is counted, and whoever
+    /// writes past it in that moment must not be answered.
+    fn is_settled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire) == 0
+            && !self.view().members.values().any(|m| m.is_dead())
     }
 
     /// [`Core::settle`] for who holds the configuration.
@@ -42,10 +49,10 @@ impl Core {
             if self.fenced.load(Ordering::Acquire) {
                 return Err(WriteError::Fenced);
             }
-            let seen = self.unsettled.load(Ordering::Acquire);
-            if seen == 0 {
+            if self.is_settled() {
                 return Ok(());
             }
+            let seen = self.unsettled.load(Ordering::Acquire);
             let view = self.view();
             if let Some(group) = view.groups.values().find(|g| g.failed()) {
                 let (lost, parity) = (group.lost(), group.parity());
@@ -184,7 +191,7 @@ impl Core {
         if self.is_stopped() {
             return;
         }
-        if self.unsettled.load(Ordering::Acquire) == 0 {
+        if self.is_settled() {
             if self.sick.load(Ordering::Acquire) {
                 self.start_rebuilds();
             }
