@@ -6,17 +6,35 @@
 //! wants to change a block that others hold gets a copy ([`Block::make_mut`]). That is how a
 //! buffer caught in a consistency point is copied on the next write and never waited for.
 //!
+//! A block knows its CRC-32 once somebody asked ([`Block::crc`]); who receives data asks while it
+//! is warm ([`BlockMut::warm_crc`]), so that pointer, stamp and log need not read it again.
+//!
 //! Pages come from slabs that live as long as the process, so that a driver can register them
-//! with the kernel once ([`slabs`]). The pool never shrinks; who allocates in bulk (the buffer
-//! cache, the connection budgets) is bounded by configuration.
+//! with the kernel once ([`slabs`]). A slab is cut into runs of [`RUN_PAGES`]: who takes many pages at
+//! once ([`BlockMut::take_many`]) gets neighbours, so that the blocks of one transfer are few pieces of
+//! memory on their way to a disk. The pool never shrinks, and makes a slab only when no page is
+//! free; who allocates in bulk (the buffer cache, the connection budgets) is bounded by configuration.
 //!
 //! Life cycle: pool → `BlockMut::{zeroed,dirty}` → `freeze` → `Block` (clones) → last drop → pool.
+//!
+//! # Invariants
+//! - A header with `refs > 0` is not in the pool; its page is written only through the one holder
+//!   of a count of 1.
+//! - A free page is in exactly one magazine or marked in its run's `free`.
+//! - `crc` is that of the page, or says that it is not known; whoever may write the page clears it.
+//!
+//! One of the few modules with unsafe code: counts beside the pages instead of a heap allocation for each
+//! (`alloc::sync::Arc` cost more than looking at the block).
+
+#![expect(unsafe_code, reason = "reference counts that lie beside the pages of a slab")]
 
 use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
+use std::alloc::{Layout, alloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use cairn_units::BLOCK_BYTES;
 
@@ -24,26 +42,66 @@ use crate::lock::{Leaf, LeafGuard, Rank};
 
 /// Pages in one slab: 4 MiB, what a driver registers as one buffer.
 pub const SLAB_PAGES: usize = 1024;
+/// Pages in one run: one bit each in a word.
+pub const RUN_PAGES: usize = 64;
 /// Pages that a thread keeps for itself before it returns half to the common pool.
 const MAGAZINE_PAGES_MAX: usize = 128;
+/// Pages that a thread fetches from the common pool, if it has them.
+const REFILL_PAGES: usize = MAGAZINE_PAGES_MAX / 2;
+/// Alignment of slabs: a huge page of the processor.
+const SLAB_ALIGN: usize = 2 << 20;
+/// In `Header::crc`: the low half is the checksum.
+const CRC_KNOWN: u64 = 1 << 32;
 
-/// One page of memory.
-#[repr(C, align(4096))]
-pub struct Page([u8; BLOCK_BYTES]);
+const _: () = assert!(SLAB_PAGES.is_multiple_of(RUN_PAGES) && RUN_PAGES == u64::BITS as usize);
 
-type PageRef = &'static mut Page;
+type PageBytes = [u8; BLOCK_BYTES];
+
+/// What is known of one page; lives as long as the process, like the page.
+struct Header {
+    refs: AtomicU32,
+    /// Place in the run.
+    place: u32,
+    crc: AtomicU64,
+    page: NonNull<PageBytes>,
+    run: &'static Run,
+}
+
+// SAFETY: the page is memory of its own, reached only under the rules of `refs` above.
+unsafe impl Sync for Header {}
+// SAFETY: as above; nothing in it belongs to a thread.
+unsafe impl Send for Header {}
+
+type HeaderRef = &'static Header;
+
+/// Neighbouring pages. What changes here is changed with the pool locked.
+struct Run {
+    /// Where its headers are, in order of the pages.
+    headers: LazyHeaders,
+    /// Pages in the pool.
+    free: AtomicU64,
+    /// Its place in `Common::partial`.
+    listed: AtomicUsize,
+}
+
+type LazyHeaders = std::sync::OnceLock<&'static [Header]>;
 
 struct Common {
-    free: Vec<PageRef>,
+    /// Runs of which every page is free.
+    whole: Vec<&'static Run>,
+    /// Runs of which some pages are free.
+    partial: Vec<&'static Run>,
     slabs: Vec<(usize, usize)>,
 }
 
-static COMMON: Leaf<Common> =
-    Leaf::new(Rank::BlockPool, Common { free: Vec::new(), slabs: Vec::new() });
+static COMMON: Leaf<Common> = Leaf::new(
+    Rank::BlockPool,
+    Common { whole: Vec::new(), partial: Vec::new(), slabs: Vec::new() },
+);
 static IN_USE: AtomicU64 = AtomicU64::new(0);
 
 fn common() -> LeafGuard<'static, Common> {
-    // A panic while the list is held leaves it whole: pushes and pops are single steps.
+    // A panic while the lists are held leaves them whole: pushes and pops are single steps.
     COMMON.lock()
 }
 
@@ -58,11 +116,93 @@ pub fn pages_in_use() -> u64 {
     IN_USE.load(Ordering::Relaxed)
 }
 
-struct Magazine(Vec<PageRef>);
+impl Run {
+    fn headers(&self) -> &'static [Header] {
+        match self.headers.get() {
+            Some(headers) => headers,
+            None => unreachable!("a run gets its headers when it is made"),
+        }
+    }
+    /// Takes every free page out, in order.
+    fn drain(&self, into: &mut Vec<HeaderRef>) {
+        let free = self.free.swap(0, Ordering::Relaxed);
+        into.extend(self.headers().iter().filter(|h| free & (1 << h.place) != 0));
+    }
+}
+
+impl Common {
+    /// Makes a slab of pages.
+    fn grow(&mut self) {
+        let bytes = SLAB_PAGES * BLOCK_BYTES;
+        let Ok(layout) = Layout::from_size_align(bytes, SLAB_ALIGN) else {
+            unreachable!("size and alignment are constants")
+        };
+        // SAFETY: the layout is not empty.
+        let base = unsafe { alloc(layout) };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        // SAFETY: the memory is ours and `bytes` long; the advice may be refused.
+        let _small_pages =
+            unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+        // SAFETY: as above.
+        unsafe { base.as_ptr().write_bytes(0, bytes) };
+        self.slabs.push((base.as_ptr().expose_provenance(), bytes));
+        // Reversed, so that runs are handed out in address order.
+        for first in (0..SLAB_PAGES).step_by(RUN_PAGES).rev() {
+            let run: &'static Run = Box::leak(Box::new(Run {
+                headers: LazyHeaders::new(),
+                free: AtomicU64::new(u64::MAX),
+                listed: AtomicUsize::new(0),
+            }));
+            let header = |place: u32| {
+                // SAFETY: the page lies inside the slab.
+                let page = unsafe { base.cast::<PageBytes>().add(first + place as usize) };
+                Header { refs: AtomicU32::new(0), place, crc: AtomicU64::new(0), page, run }
+            };
+            let headers: Vec<Header> = (0..u64::BITS).map(header).collect();
+            let fresh = run.headers.set(Vec::leak(headers)).is_ok();
+            assert!(fresh, "a run gets its headers once");
+            self.whole.push(run);
+        }
+    }
+
+    /// Some free pages, from runs that are broken into already if there are any.
+    fn refill(&mut self, into: &mut Vec<HeaderRef>) {
+        while into.len() < REFILL_PAGES {
+            match self.partial.pop().or_else(|| self.whole.pop()) {
+                Some(run) => run.drain(into),
+                None if into.is_empty() => self.grow(),
+                None => return,
+            }
+        }
+    }
+
+    fn give_back(&mut self, page: HeaderRef) {
+        let run = page.run;
+        let (bit, before) = (1 << page.place, run.free.load(Ordering::Relaxed));
+        assert!(before & bit == 0, "a page is given back once");
+        let free = before | bit;
+        run.free.store(free, Ordering::Relaxed);
+        if before == 0 {
+            run.listed.store(self.partial.len(), Ordering::Relaxed);
+            self.partial.push(run);
+        }
+        if free == u64::MAX {
+            let at = run.listed.load(Ordering::Relaxed);
+            self.partial.swap_remove(at);
+            if let Some(moved) = self.partial.get(at) {
+                moved.listed.store(at, Ordering::Relaxed);
+            }
+            self.whole.push(run);
+        }
+    }
+}
+
+struct Magazine(Vec<HeaderRef>);
 
 impl Drop for Magazine {
     fn drop(&mut self) {
-        common().free.append(&mut self.0);
+        let mut common = common();
+        self.0.drain(..).for_each(|page| common.give_back(page));
     }
 }
 
@@ -71,102 +211,97 @@ thread_local! {
 }
 
 #[cfg(not(feature = "mutants"))]
-fn count_page() {
-    IN_USE.fetch_add(1, Ordering::Relaxed);
+fn count_pages(pages: u64) {
+    IN_USE.fetch_add(pages, Ordering::Relaxed);
 }
 
 /// As above, or with a data race, to see that ThreadSanitizer reports it (`tests/tsan/run`).
 #[cfg(feature = "mutants")]
-#[expect(unsafe_code, reason = "a data race on purpose; not in what ships")]
-fn count_page() {
+fn count_pages(pages: u64) {
     if crate::mutant("pages-counted-in-a-race") {
         let count = IN_USE.as_ptr();
         // SAFETY: none, when another thread counts as well: that is the fault.
         let seen = unsafe { *count };
         std::thread::yield_now();
         // SAFETY: as above.
-        unsafe { *count = seen + 1 }
+        unsafe { *count = seen + pages }
     } else {
-        IN_USE.fetch_add(1, Ordering::Relaxed);
+        IN_USE.fetch_add(pages, Ordering::Relaxed);
     }
 }
 
-fn take_page() -> PageRef {
-    count_page();
-    let cached = MAGAZINE.try_with(|m| m.borrow_mut().0.pop()).ok().flatten();
-    if let Some(page) = cached {
-        return page;
-    }
-    let mut common = common();
-    if common.free.is_empty() {
-        let slab: Vec<Page> = (0..SLAB_PAGES).map(|_| Page([0; BLOCK_BYTES])).collect();
-        let slab: &'static mut [Page] = Vec::leak(slab);
-        common.slabs.push((slab.as_ptr().addr(), SLAB_PAGES * BLOCK_BYTES));
-        // Reversed, so that pages are handed out in address order.
-        common.free.extend(slab.iter_mut().rev());
-    }
-    let Some(page) = common.free.pop() else { unreachable!("a slab was just added") };
-    let refill = common.free.len().min(MAGAZINE_PAGES_MAX / 2);
-    let at = common.free.len() - refill;
-    let batch: Vec<PageRef> = common.free.drain(at..).collect();
-    drop(common);
-    let mut batch = Some(batch);
-    let kept = MAGAZINE.try_with(|m| m.borrow_mut().0.extend(batch.take().unwrap_or_default()));
-    if kept.is_err() {
-        self::common().free.extend(batch.take().unwrap_or_default());
-    }
+/// Makes a page that was in the pool the caller's.
+fn claim(page: HeaderRef) -> HeaderRef {
+    page.crc.store(0, Ordering::Relaxed);
+    page.refs.store(1, Ordering::Relaxed);
     page
 }
 
-fn return_page(page: PageRef) {
+fn take_page() -> HeaderRef {
+    count_pages(1);
+    let cached = MAGAZINE.try_with(|m| m.borrow_mut().0.pop()).ok().flatten();
+    if let Some(page) = cached {
+        return claim(page);
+    }
+    let mut batch = Vec::with_capacity(MAGAZINE_PAGES_MAX);
+    common().refill(&mut batch);
+    // Pages are popped from the end: so in the order of their addresses.
+    batch.reverse();
+    let Some(page) = batch.pop() else { unreachable!("a slab was added if there was nothing") };
+    keep(batch);
+    claim(page)
+}
+
+/// Puts free pages into the thread's magazine.
+fn keep(pages: Vec<HeaderRef>) {
+    let mut pages = Some(pages);
+    let kept = MAGAZINE.try_with(|m| m.borrow_mut().0.extend(pages.take().unwrap_or_default()));
+    if kept.is_err() {
+        let mut common = common();
+        pages.take().unwrap_or_default().into_iter().for_each(|page| common.give_back(page));
+    }
+}
+
+fn return_page(page: HeaderRef) {
     IN_USE.fetch_sub(1, Ordering::Relaxed);
-    let mut page = Some(page);
     let kept = MAGAZINE.try_with(|m| {
-        let mut m = m.borrow_mut();
-        m.0.extend(page.take());
-        if m.0.len() > MAGAZINE_PAGES_MAX {
-            let at = m.0.len() - MAGAZINE_PAGES_MAX / 2;
-            let back: Vec<PageRef> = m.0.drain(at..).collect();
-            common().free.extend(back);
+        let pages = &mut m.borrow_mut().0;
+        pages.push(page);
+        if pages.len() > MAGAZINE_PAGES_MAX {
+            // Those that came first: what was freed last is still warm.
+            let mut common = common();
+            pages.drain(..MAGAZINE_PAGES_MAX / 2).for_each(|page| common.give_back(page));
         }
     });
     if kept.is_err() {
-        common().free.extend(page);
-    }
-}
-
-struct Inner(Option<PageRef>);
-
-impl Inner {
-    fn bytes(&self) -> &[u8; BLOCK_BYTES] {
-        match &self.0 {
-            Some(page) => &page.0,
-            None => unreachable!("a page leaves its buffer only in drop"),
-        }
-    }
-    fn bytes_mut(&mut self) -> &mut [u8; BLOCK_BYTES] {
-        match &mut self.0 {
-            Some(page) => &mut page.0,
-            None => unreachable!("a page leaves its buffer only in drop"),
-        }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Some(page) = self.0.take() {
-            return_page(page);
-        }
+        common().give_back(page);
     }
 }
 
 /// A block that only its owner sees, and may write.
-pub struct BlockMut(Arc<Inner>);
+pub struct BlockMut(Block);
 
 impl BlockMut {
     /// A block with unspecified (old) contents: for whoever overwrites all of it.
     pub fn dirty() -> Self {
-        Self(Arc::new(Inner(Some(take_page()))))
+        Self(Block(take_page()))
+    }
+    /// `count` blocks with unspecified contents, neighbours in memory as far as the pool has them.
+    pub fn take_many(count: usize) -> Vec<Self> {
+        let mut out = Vec::with_capacity(count);
+        while count - out.len() >= RUN_PAGES / 2 {
+            let Some(run) = common().whole.pop() else { break };
+            let mut pages = Vec::with_capacity(RUN_PAGES);
+            run.drain(&mut pages);
+            let surplus = pages.split_off(pages.len().min(count - out.len()));
+            count_pages(pages.len() as u64);
+            out.extend(pages.into_iter().map(|page| Self(Block(claim(page)))));
+            keep(surplus);
+        }
+        while out.len() < count {
+            out.push(Self::dirty());
+        }
+        out
     }
     /// A block of zeros.
     pub fn zeroed() -> Self {
@@ -186,21 +321,25 @@ impl BlockMut {
     }
     /// Gives up the right to write; the block may be shared from now on. Copies nothing.
     pub fn freeze(self) -> Block {
-        Block(self.0)
+        self.0
+    }
+    /// Works out the checksum now, while the bytes are warm; kept unless they are written again.
+    pub fn warm_crc(&self) {
+        self.0.crc();
     }
 }
 
 impl Deref for BlockMut {
-    type Target = [u8; BLOCK_BYTES];
+    type Target = PageBytes;
     fn deref(&self) -> &Self::Target {
-        self.0.bytes()
+        &self.0
     }
 }
 
 impl DerefMut for BlockMut {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        match Arc::get_mut(&mut self.0) {
-            Some(inner) => inner.bytes_mut(),
+        match self.0.unshared() {
+            Some(bytes) => bytes,
             None => unreachable!("a BlockMut is never shared"),
         }
     }
@@ -213,8 +352,7 @@ impl fmt::Debug for BlockMut {
 }
 
 /// A shared block whose bytes do not change while anybody else holds it.
-#[derive(Clone)]
-pub struct Block(Arc<Inner>);
+pub struct Block(HeaderRef);
 
 static ZERO: LazyLock<Block> = LazyLock::new(|| BlockMut::zeroed().freeze());
 
@@ -223,33 +361,77 @@ impl Block {
     pub fn zero() -> Self {
         ZERO.clone()
     }
+    /// The bytes, when this is the only holder.
+    fn unshared(&mut self) -> Option<&mut PageBytes> {
+        // Pairs with the decrement in `drop`: who held it before is done with it.
+        if self.0.refs.load(Ordering::Acquire) != 1 {
+            return None;
+        }
+        self.0.crc.store(0, Ordering::Relaxed);
+        // SAFETY: the only count is ours, and nobody can clone it while we are borrowed.
+        Some(unsafe { &mut *self.0.page.as_ptr() })
+    }
     /// The bytes for writing: in place when this is the only holder, else in a copy that takes
     /// this holder's place.
-    pub fn make_mut(&mut self) -> &mut [u8; BLOCK_BYTES] {
-        if Arc::get_mut(&mut self.0).is_none() {
+    pub fn make_mut(&mut self) -> &mut PageBytes {
+        if self.is_shared() {
             let mut copy = BlockMut::dirty();
             copy.copy_from_slice(&self[..]);
-            self.0 = copy.0;
+            *self = copy.0;
         }
-        match Arc::get_mut(&mut self.0) {
-            Some(inner) => inner.bytes_mut(),
+        match self.unshared() {
+            Some(bytes) => bytes,
             None => unreachable!("a fresh copy has one holder"),
         }
     }
+    /// CRC-32 (IEEE) of the bytes; worked out once as long as nobody writes them.
+    pub fn crc(&self) -> u32 {
+        let known = self.0.crc.load(Ordering::Relaxed);
+        if known & CRC_KNOWN == 0 {
+            let crc = crc32fast::hash(&self[..]);
+            self.0.crc.store(CRC_KNOWN | u64::from(crc), Ordering::Relaxed);
+            return crc;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "the low half")]
+        let crc = known as u32;
+        crc
+    }
     /// Whether another holder exists, so that [`Self::make_mut`] would copy.
     pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        self.0.refs.load(Ordering::Acquire) > 1
     }
     /// Whether both are the same memory.
     pub fn same_memory(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.page == other.0.page
+    }
+}
+
+impl Clone for Block {
+    #[inline]
+    fn clone(&self) -> Self {
+        let before = self.0.refs.fetch_add(1, Ordering::Relaxed);
+        assert!(before < u32::MAX / 2, "a block has too many holders");
+        Self(self.0)
+    }
+}
+
+impl Drop for Block {
+    #[inline]
+    fn drop(&mut self) {
+        // Released by everyone who goes, acquired by the last: what they read happened before.
+        if self.0.refs.fetch_sub(1, Ordering::AcqRel) == 1 {
+            return_page(self.0);
+        }
     }
 }
 
 impl Deref for Block {
-    type Target = [u8; BLOCK_BYTES];
+    type Target = PageBytes;
+    #[inline]
     fn deref(&self) -> &Self::Target {
-        self.0.bytes()
+        // SAFETY: the page is not written while somebody beside its only holder has a count, and
+        // its holder writes through an exclusive borrow.
+        unsafe { self.0.page.as_ref() }
     }
 }
 
@@ -261,7 +443,7 @@ impl fmt::Debug for Block {
 
 impl PartialEq for Block {
     fn eq(&self, other: &Self) -> bool {
-        self[..] == other[..]
+        self.same_memory(other) || self[..] == other[..]
     }
 }
 impl Eq for Block {}
@@ -385,6 +567,50 @@ mod tests {
             assert_eq!(address % BLOCK_BYTES, 0);
             assert!(slabs.iter().any(|(base, len)| address >= *base && address < base + len));
         }
+    }
+
+    #[test]
+    fn a_checksum_follows_the_bytes() {
+        let mut block = BlockMut::copy_of(b"one").freeze();
+        let one = crc32fast::hash(&block[..]);
+        assert_eq!(block.crc(), one);
+        let caught = block.clone();
+        block.make_mut()[0] = b'X';
+        assert_eq!((caught.crc(), block.crc()), (one, crc32fast::hash(&block[..])));
+        block.make_mut()[0] = b'Y';
+        assert_eq!(block.crc(), crc32fast::hash(&block[..]));
+        drop((caught, block));
+        for fresh in (0..2 * MAGAZINE_PAGES_MAX).map(|_| BlockMut::zeroed()) {
+            assert_eq!(fresh.freeze().crc(), Block::zero().crc());
+        }
+    }
+
+    #[test]
+    fn many_pages_are_neighbours_and_pages_in_the_pool_are_used_before_it_grows() {
+        let runs = |blocks: &[BlockMut]| {
+            let next = |w: &[BlockMut]| w[0].as_ptr().addr() + BLOCK_BYTES == w[1].as_ptr().addr();
+            1 + blocks.windows(2).filter(|w| !next(w)).count()
+        };
+        let held: Vec<BlockMut> = (0..SLAB_PAGES).map(|_| BlockMut::dirty()).collect();
+        drop(held);
+        let first = BlockMut::take_many(256);
+        assert!(runs(&first) <= 256 / RUN_PAGES, "{} pieces", runs(&first));
+        let mut all: Vec<usize> = first.iter().map(|b| b.as_ptr().addr()).collect();
+        drop(first);
+        for round in 0..200 {
+            let taken = BlockMut::take_many(1 + round * 37 % 300);
+            all.extend(taken.iter().map(|b| b.as_ptr().addr()));
+            let singles: Vec<BlockMut> = (0..round % 50).map(|_| BlockMut::dirty()).collect();
+            let mut mine: Vec<usize> =
+                taken.iter().chain(&singles).map(|b| b.as_ptr().addr()).collect();
+            let count = mine.len();
+            mine.sort_unstable();
+            mine.dedup();
+            assert_eq!(mine.len(), count, "no page has two owners");
+        }
+        all.sort_unstable();
+        all.dedup();
+        assert!(all.len() < 2 * SLAB_PAGES, "{} pages for 350 at once", all.len());
     }
 
     #[test]

@@ -3,13 +3,14 @@
 
 use std::io::IoSliceMut;
 
+use cairn_sys::block::RUN_PAGES;
 use cairn_sys::{BlockMut, Payload};
 use cairn_units::BLOCK_BYTES;
 
 use crate::config::RECEIVE_BUFFER_BYTES;
 
 /// Blocks that are made ready for one read of a payload.
-const READ_BLOCKS_MAX: usize = 64;
+const READ_BLOCKS_MAX: usize = RUN_PAGES;
 /// Part of the window that is used while large payloads come one after the other: whatever of
 /// the next payload lands in the window must be copied.
 pub(crate) const NARROW_WINDOW_BYTES: usize = 1024;
@@ -110,8 +111,11 @@ impl Filling {
         }
         let until = self.position() + bytes.min(self.missing());
         let blocks = until.div_ceil(BLOCK_BYTES);
-        while self.blocks.len() < blocks {
-            self.blocks.push(BlockMut::dirty());
+        if self.blocks.len() < blocks {
+            // In whole runs, so that neighbours in the file are neighbours in memory.
+            let all = (self.skip + self.bytes).div_ceil(BLOCK_BYTES);
+            let upto = blocks.next_multiple_of(RUN_PAGES).min(all);
+            self.blocks.extend(BlockMut::take_many(upto - self.blocks.len()));
         }
     }
     /// Copies as much of `data` as is missing; returns how much that was.
@@ -123,14 +127,16 @@ impl Filling {
             let (index, at) = (self.position() / BLOCK_BYTES, self.position() % BLOCK_BYTES);
             let n = rest.len().min(BLOCK_BYTES - at);
             self.blocks[index][at..at + n].copy_from_slice(&rest[..n]);
-            self.filled += n;
+            self.received(n);
             rest = &rest[n..];
         }
         take
     }
     /// Slices for a vectored read: the missing part (bounded), then `tail` if all fits before it.
     pub(crate) fn slices<'a>(&'a mut self, tail: &'a mut [u8]) -> Vec<IoSliceMut<'a>> {
+        // To the end of a run, so that no more than one is made ahead.
         let room = READ_BLOCKS_MAX * BLOCK_BYTES;
+        let room = room - self.position() % room;
         self.make_blocks(room);
         let whole = self.missing() <= room;
         let (first, at) = (self.position() / BLOCK_BYTES, self.position() % BLOCK_BYTES);
@@ -151,7 +157,12 @@ impl Filling {
     /// Notes that a read gave `bytes` bytes; returns how many of them are behind the payload.
     pub(crate) fn received(&mut self, bytes: usize) -> usize {
         let mine = bytes.min(self.missing());
+        let before = self.position() / BLOCK_BYTES;
         self.filled += mine;
+        for block in &self.blocks[before..self.position() / BLOCK_BYTES] {
+            // Whoever stores it needs the checksum; now the bytes are in the processor's cache.
+            block.warm_crc();
+        }
         bytes - mine
     }
     /// The payload, when nothing is missing. What its first and last blocks hold beside it is

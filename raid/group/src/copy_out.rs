@@ -174,7 +174,7 @@ impl Core {
             Ok(solved) => {
                 let mended = self.stage_repairs(group, stamps, cells, &solved, writes);
                 count(&self.counters.repaired_blocks, mended);
-                if !writes.cells.contains_key(&(slot, stripe)) {
+                if !writes.has(slot, stripe) {
                     let block = &solved.blocks[slot];
                     let data = group.is_data(group.slots[slot].column);
                     put_copy(stamps, slot, stripe, block, stamp_for(old, block, data), writes);

@@ -132,10 +132,10 @@ pub(crate) struct Want {
     pub at: Dbn,
 }
 
-/// Blocks to write to one disk, by address, and what goes with them.
+/// Blocks to write to one disk, each address once, and what goes with them.
 #[derive(Default)]
 pub(crate) struct DiskWrites {
-    pub blocks: BTreeMap<Dbn, Block>,
+    pub blocks: Vec<(Dbn, Block)>,
     /// Regions written for the first time.
     pub regions: Vec<u64>,
 }
@@ -152,7 +152,8 @@ pub(crate) struct Staged {
 /// Blocks to write: first by slot and stripe, then, with their checksum blocks, by disk.
 #[derive(Default)]
 pub(crate) struct Writes {
-    pub cells: BTreeMap<(usize, u64), Staged>,
+    /// By slot: stripes in their order.
+    pub cells: Vec<Vec<(u64, Staged)>>,
     pub disks: BTreeMap<DiskUuid, (Option<Arc<Member>>, DiskWrites)>,
 }
 
@@ -162,13 +163,33 @@ impl Writes {
         entry.0.get_or_insert_with(|| member.clone());
         &mut entry.1
     }
+    /// What is staged for a block; most come in the order of their stripes.
+    fn cell(&mut self, slot: usize, stripe: u64) -> &mut Staged {
+        if self.cells.len() <= slot {
+            self.cells.resize_with(slot + 1, Vec::new);
+        }
+        let cells = &mut self.cells[slot];
+        let at = match cells.last() {
+            Some((last, _)) if *last >= stripe => cells.partition_point(|(s, _)| *s < stripe),
+            _ => cells.len(),
+        };
+        if cells.get(at).is_none_or(|(s, _)| *s != stripe) {
+            cells.insert(at, (stripe, Staged::default()));
+        }
+        &mut cells[at].1
+    }
+    /// Whether anything is staged for a block.
+    pub(crate) fn has(&self, slot: usize, stripe: u64) -> bool {
+        let cells = self.cells.get(slot);
+        cells.is_some_and(|c| c.binary_search_by_key(&stripe, |(s, _)| *s).is_ok())
+    }
     /// The stamp of the slot's block of this stripe changed.
     pub(crate) fn touch(&mut self, slot: usize, stripe: u64) {
-        self.cells.entry((slot, stripe)).or_default().to_twin = None;
+        self.cell(slot, stripe).to_twin = None;
     }
     /// A new block, whose stamp is set already.
     pub(crate) fn put(&mut self, slot: usize, stripe: u64, block: Block) {
-        self.cells.insert((slot, stripe), Staged { block: Some(block), to_twin: None });
+        *self.cell(slot, stripe) = Staged { block: Some(block), to_twin: None };
     }
     /// A block for the slot's twin alone.
     pub(crate) fn put_twin(
@@ -178,10 +199,10 @@ impl Writes {
         block: Option<Block>,
         stamp: StampV1,
     ) {
-        self.cells.insert((slot, stripe), Staged { block, to_twin: Some(stamp) });
+        *self.cell(slot, stripe) = Staged { block, to_twin: Some(stamp) };
     }
     pub(crate) fn is_empty(&self) -> bool {
-        self.disks.is_empty() && self.cells.is_empty()
+        self.disks.is_empty() && self.cells.iter().all(Vec::is_empty)
     }
 }
 
@@ -356,6 +377,8 @@ async fn write_disk(member: &Arc<Member>, writes: DiskWrites) -> Result<(), Disk
         Some(held)
     };
     member.mark_dirty();
+    blocks.sort_by_key(|(at, _)| *at);
+    assert!(blocks.is_sorted_by(|a, b| a.0 < b.0), "a block is written once");
     let mut runs: Vec<(Dbn, Vec<Block>)> = Vec::new();
     for (at, block) in blocks {
         let joins = runs.last().is_some_and(|(start, run)| {

@@ -102,7 +102,7 @@ impl Member {
     /// Reads `count` blocks.
     pub(crate) async fn read(&self, at: Dbn, count: usize) -> Result<Vec<Block>, DiskError> {
         tracing::trace!(disk = %self.uuid, dbn = at.get(), blocks = count, "disk read");
-        let bufs = (0..count).map(|_| BlockMut::dirty()).collect();
+        let bufs = BlockMut::take_many(count);
         let bufs = self.disk.read(at, bufs).await?;
         Ok(bufs.into_iter().map(BlockMut::freeze).collect())
     }

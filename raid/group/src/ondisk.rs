@@ -293,8 +293,8 @@ pub(crate) enum BlockFault {
 }
 
 /// CRC-32 (IEEE) of a block.
-pub(crate) fn crc_of(bytes: &[u8]) -> Crc {
-    Crc::new(crc32fast::hash(bytes))
+pub(crate) fn crc_of(block: &Block) -> Crc {
+    Crc::new(block.crc())
 }
 
 /// Puts header and checksum on a block-sized structure.

@@ -41,7 +41,7 @@ impl Core {
             let expect = match request.expect {
                 Some(crc) if never => {
                     let zero = Block::zero();
-                    if crc_of(&zero[..]) == crc {
+                    if crc_of(&zero) == crc {
                         answers[i] = Some(Ok(zero));
                     }
                     continue;
@@ -69,7 +69,7 @@ impl Core {
         }
         for ((i, expect), answer) in places.into_iter().zip(self.read_many(wants).await) {
             if let Ok(block) = answer
-                && (crc_of(&block[..]) == expect || mutant("checksum-not-compared"))
+                && (crc_of(&block) == expect || mutant("checksum-not-compared"))
             {
                 answers[i] = Some(Ok(block));
             }
@@ -117,7 +117,7 @@ impl Core {
         let mut cells = vec![StripeCells::new(stripe, group.slots.len())];
         self.read_cells(group, &stamps, &mut cells, |_, s| s == slot).await;
         if let Some(block) = cells[0].cells[slot].good()
-            && request.expect.is_none_or(|crc| crc == crc_of(&block[..]))
+            && request.expect.is_none_or(|crc| crc == crc_of(&block))
         {
             return Ok(block.clone());
         }
@@ -125,7 +125,7 @@ impl Core {
         if let (Some(expect), Some(member)) = (request.expect, group.slots[slot].readable(stripe)) {
             let want = Want { member: member.clone(), at: member.layout.stripe_dbn(stripe) };
             if let Some(Ok(block)) = self.read_many(vec![want]).await.pop()
-                && crc_of(&block[..]) == expect
+                && crc_of(&block) == expect
             {
                 cells[0].cells[slot] = Cell::Lost;
                 self.mend(group, &stamps, &cells[0], &BTreeMap::from([(slot, block.clone())]))
@@ -183,7 +183,7 @@ fn find(
     request: &ReadRequest,
 ) -> Result<Found, ReadError> {
     let at = request.at;
-    let matches = |block: &Block| request.expect.is_none_or(|crc| crc == crc_of(&block[..]));
+    let matches = |block: &Block| request.expect.is_none_or(|crc| crc == crc_of(&block));
     let had = cells.cells[slot].clone();
     cells.cells[slot] = Cell::Lost;
     let mut first = solve(group, cells);

@@ -5,7 +5,6 @@
 //! has not been verified. The caller holds the stripe locks.
 
 use cairn_sys::lock::atomic::Ordering;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_raid_parity::is_zero;
@@ -13,7 +12,7 @@ use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::DiskUuid;
 
 use crate::code::TooMany;
-use crate::core::{Core, Want, Writes, count};
+use crate::core::{Core, Staged, Want, Writes, count};
 use crate::member::{CHECKSUM_ERRORS_MAX, Member};
 use crate::ondisk::{REGION_STRIPES, StampV1, crc_of};
 use crate::stamps::{StampKind, StampsRef, stamp_parity, stamp_rebuilt};
@@ -52,14 +51,51 @@ struct Loaded {
 /// Slot and region, whether it is the twin's beside those of the slot's disk, and the stamps.
 type Placed = ((usize, u64), bool, Loaded);
 
+/// Stamps by slot and region; few regions, so that finding one is looking at each.
+#[derive(Default)]
+struct Table {
+    regions: Vec<u64>,
+    /// One after the other the slots of each region.
+    slots: usize,
+    places: Vec<Option<Loaded>>,
+}
+
+impl Table {
+    fn new(regions: &[u64], slots: usize) -> Self {
+        let places = core::iter::repeat_with(|| None).take(regions.len() * slots).collect();
+        Self { regions: regions.to_vec(), slots, places }
+    }
+    fn place(&self, slot: usize, region: u64) -> Option<usize> {
+        let at = self.regions.iter().position(|r| *r == region)?;
+        (slot < self.slots).then_some(at * self.slots + slot)
+    }
+    fn get(&self, slot: usize, region: u64) -> Option<&Loaded> {
+        self.places[self.place(slot, region)?].as_ref()
+    }
+    fn put(&mut self, slot: usize, region: u64, loaded: Option<Loaded>) {
+        let at = self.place(slot, region);
+        let Some(at) = at else { panic!("slot {slot}, region {region}: was not asked for") };
+        self.places[at] = loaded;
+    }
+    fn take(&mut self, slot: usize, region: u64) -> Option<Loaded> {
+        self.place(slot, region).and_then(|at| self.places[at].take())
+    }
+    fn iter(&self) -> impl Iterator<Item = (usize, u64, &Loaded)> {
+        let places = self.places.iter().enumerate();
+        places.filter_map(|(at, l)| {
+            Some((at % self.slots, self.regions[at / self.slots], l.as_ref()?))
+        })
+    }
+}
+
 /// Stamps of some stripes of a group, by slot and region. A slot whose disk is gone or does not
 /// answer has none.
 #[derive(Default)]
 pub(crate) struct StampSet {
     /// Of the slot's disk; of its twin when that is all there is.
-    refs: BTreeMap<(usize, u64), Loaded>,
+    refs: Table,
     /// Of the slot's twin beside it.
-    twins: BTreeMap<(usize, u64), Loaded>,
+    twins: Table,
 }
 
 impl StampSet {
@@ -67,16 +103,16 @@ impl StampSet {
         Some(self.entry(slot, stripe)?.lock().get(stripe))
     }
     pub(crate) fn entry(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
-        self.refs.get(&(slot, stripe / REGION_STRIPES)).map(|l| &l.entry)
+        self.refs.get(slot, stripe / REGION_STRIPES).map(|l| &l.entry)
     }
     /// The stamps of the slot's twin, beside those of its disk.
     pub(crate) fn twin(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
-        self.twins.get(&(slot, stripe / REGION_STRIPES)).map(|l| &l.entry)
+        self.twins.get(slot, stripe / REGION_STRIPES).map(|l| &l.entry)
     }
     /// Copies of checksum blocks that are lost: slot, region, disk, copy.
     pub(crate) fn lost_copies(&self) -> Vec<(usize, u64, Arc<Member>, u8)> {
-        let all = self.refs.iter().chain(&self.twins);
-        all.flat_map(|(&(slot, region), loaded)| {
+        let all = self.refs.iter().chain(self.twins.iter());
+        all.flat_map(|(slot, region, loaded)| {
             let copies: Vec<u8> = loaded.entry.lock().lost_copies().collect();
             copies.into_iter().map(move |copy| (slot, region, loaded.member.clone(), copy))
         })
@@ -88,16 +124,15 @@ impl StampSet {
     }
     /// The stamps of this disk, whichever it is of its slot's.
     pub(crate) fn of(&self, slot: usize, stripe: u64, disk: DiskUuid) -> Option<&StampsRef> {
-        let key = (slot, stripe / REGION_STRIPES);
-        let mut both = [self.refs.get(&key), self.twins.get(&key)].into_iter().flatten();
-        both.find(|l| l.member.uuid == disk).map(|l| &l.entry)
+        let region = stripe / REGION_STRIPES;
+        let both = [self.refs.get(slot, region), self.twins.get(slot, region)];
+        both.into_iter().flatten().find(|l| l.member.uuid == disk).map(|l| &l.entry)
     }
     /// The slot's disk was dropped: what is written goes to its twin alone.
     pub(crate) fn leave_to_twin(&mut self, slot: usize) {
-        self.refs.retain(|key, _| key.0 != slot);
-        let keys: Vec<_> = self.twins.keys().filter(|k| k.0 == slot).copied().collect();
-        for key in keys {
-            self.refs.extend(self.twins.remove(&key).map(|l| (key, l)));
+        for region in self.refs.regions.clone() {
+            let twin = self.twins.take(slot, region);
+            self.refs.put(slot, region, twin);
         }
     }
     /// Whether the slot's block of the stripe is known to be zeros.
@@ -155,9 +190,11 @@ impl Core {
                 }
             }
         }
-        let mut set = StampSet::default();
-        for (key, beside, loaded) in join_all(futures).await.into_iter().flatten() {
-            if beside { &mut set.twins } else { &mut set.refs }.insert(key, loaded);
+        let table = || Table::new(regions, group.slots.len());
+        let mut set = StampSet { refs: table(), twins: table() };
+        for ((slot, region), beside, loaded) in join_all(futures).await.into_iter().flatten() {
+            let table = if beside { &mut set.twins } else { &mut set.refs };
+            table.put(slot, region, Some(loaded));
         }
         set
     }
@@ -198,7 +235,7 @@ impl Core {
         let answers = places.into_iter().zip(self.read_many(wants).await);
         for ((i, slot, (crc, doubtful), member), answer) in answers {
             let Ok(block) = answer else { continue };
-            if crc_of(&block[..]) == crc || mutant("parity-from-unverified-block") {
+            if crc_of(&block) == crc || mutant("parity-from-unverified-block") {
                 stripes[i].cells[slot] =
                     if doubtful { Cell::Doubt(block) } else { Cell::Good(block) };
             } else if !doubtful {
@@ -293,27 +330,46 @@ impl Core {
     /// Distributes what was staged over the disks of each slot, and adds the checksum blocks of
     /// all regions that changed; the last step before the write.
     pub(crate) fn seal_stamps(&self, stamps: &StampSet, writes: &mut Writes) {
-        let mut touched: BTreeMap<(DiskUuid, u64), &Loaded> = BTreeMap::new();
-        for ((slot, stripe), staged) in std::mem::take(&mut writes.cells) {
-            let key = (slot, stripe / REGION_STRIPES);
-            let (disk, twin) = (stamps.refs.get(&key), stamps.twins.get(&key));
-            let stamp = staged.to_twin.or_else(|| Some(disk?.entry.lock().get(stripe)));
-            if let (Some(twin), Some(stamp)) = (twin, stamp) {
-                twin.entry.lock().set(stripe, stamp);
-            }
-            let disk = disk.filter(|_| staged.to_twin.is_none());
-            for loaded in disk.into_iter().chain(twin).filter(|l| !l.member.is_dead()) {
-                if let Some(block) = &staged.block {
-                    let at = loaded.member.layout.stripe_dbn(stripe);
-                    writes.of(&loaded.member).blocks.insert(at, block.clone());
-                }
-                touched.insert((loaded.member.uuid, key.1), loaded);
+        for (slot, cells) in std::mem::take(&mut writes.cells).into_iter().enumerate() {
+            for of_region in cells.chunk_by(|a, b| a.0 / REGION_STRIPES == b.0 / REGION_STRIPES) {
+                self.seal_region(stamps, slot, of_region, writes);
             }
         }
-        for ((_, region), loaded) in touched {
+    }
+
+    /// The blocks of one slot in one region, at least one.
+    fn seal_region(
+        &self,
+        stamps: &StampSet,
+        slot: usize,
+        cells: &[(u64, Staged)],
+        writes: &mut Writes,
+    ) {
+        let region = cells[0].0 / REGION_STRIPES;
+        let (disk, twin) = (stamps.refs.get(slot, region), stamps.twins.get(slot, region));
+        if let Some(twin) = twin {
+            for (stripe, staged) in cells {
+                let stamp = staged.to_twin.or_else(|| Some(disk?.entry.lock().get(*stripe)));
+                if let Some(stamp) = stamp {
+                    twin.entry.lock().set(*stripe, stamp);
+                }
+            }
+        }
+        for (loaded, beside) in disk.map(|l| (l, false)).into_iter().chain(twin.map(|l| (l, true)))
+        {
+            let mine = |staged: &Staged| beside || staged.to_twin.is_none();
+            if loaded.member.is_dead() || !cells.iter().any(|(_, staged)| mine(staged)) {
+                continue;
+            }
+            let layout = &loaded.member.layout;
+            let out = writes.of(&loaded.member);
+            let blocks =
+                cells.iter().filter(|(_, staged)| mine(staged)).filter_map(|(stripe, staged)| {
+                    Some((layout.stripe_dbn(*stripe), staged.block.clone()?))
+                });
+            out.blocks.extend(blocks);
             let copies = self.stamps.stage(&loaded.member, region, &loaded.entry);
             count(&self.counters.checksum_blocks, copies.len());
-            let out = writes.of(&loaded.member);
             out.blocks.extend(copies);
             out.regions.push(region);
         }
@@ -322,7 +378,7 @@ impl Core {
 
 /// The stamp of a block that was computed: the old one when it matches.
 pub(crate) fn stamp_for(old: StampV1, block: &Block, data: bool) -> StampV1 {
-    let crc = crc_of(&block[..]);
+    let crc = crc_of(&block);
     match old.kind() {
         StampKind::Written(c) if c == crc => old.certain(),
         _ if is_zero(block) => StampV1::default(),

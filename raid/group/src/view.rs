@@ -76,6 +76,13 @@ impl GroupView {
     pub(crate) fn is_data(&self, column: ColumnNo) -> bool {
         column.get() < self.code.p - 1
     }
+    /// The data slot whose block of `stripe` is `at`.
+    pub(crate) fn data_slot(&self, at: Pvbn, stripe: u64) -> Option<&Slot> {
+        let data = self.slots.iter().take_while(|s| self.is_data(s.column));
+        let mut mine =
+            data.filter(|s| stripe < self.stripes && at.since(s.pvbn_base) == Some(stripe));
+        mine.next()
+    }
     /// Positions whose disk is gone or not rebuilt yet.
     pub(crate) fn lost(&self) -> u16 {
         let whole = |s: &&Slot| s.state == ColumnState::Online && s.writable().is_some();

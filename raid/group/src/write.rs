@@ -6,7 +6,6 @@
 //! a write is out, stably, before the write is acknowledged.
 
 use cairn_sys::lock::atomic::Ordering;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cairn_raid_api::{ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
@@ -82,12 +81,17 @@ impl Core {
 
     fn check_tetris(&self, tetris: &Tetris) -> Result<(), WriteError> {
         let view = self.view();
+        let group = view.groups.get(&tetris.group);
         let mut last = None;
         for stripe in &tetris.stripes {
-            let mut columns = BTreeSet::new();
+            let mut columns = [0; 4];
             for block in &stripe.blocks {
-                let fine = view.locate(block.at).is_some_and(|(group, slot, at)| {
-                    group.group == tetris.group && at == stripe.stripe && columns.insert(slot)
+                let slot = group.and_then(|g| g.data_slot(block.at, stripe.stripe));
+                let fine = slot.is_some_and(|slot| {
+                    let column = slot.column.get();
+                    let again = has_bit(&columns, column);
+                    set_bit(&mut columns, column);
+                    !again
                 });
                 if !fine || last.is_some_and(|l| l >= stripe.stripe) {
                     return Err(WriteError::BadAddress { at: block.at });
@@ -274,7 +278,7 @@ impl Core {
                 continue;
             }
             let (Some(entry), Some(block)) = (stamps.entry(i, job.stripe), block) else { continue };
-            entry.lock().set(job.stripe, stamp_parity(crc_of(&block[..])));
+            entry.lock().set(job.stripe, stamp_parity(crc_of(&block)));
             writes.put(i, job.stripe, block.clone());
             count(&self.counters.parity_blocks, 1);
         }

@@ -24,10 +24,10 @@ use std::sync::Arc;
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
 use cairn_sys::lock::{Mutex, Rank};
 use cairn_sys::{Block, mutant};
-use cairn_units::{CpCount, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
+use cairn_units::{CpCount, Crc, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
 use cairn_wafl_format::{
     AggregateRoot, BITS_PER_BLOCK, BlockPtr, CONTAINER_ENTRIES_PER_BLOCK, INODE_BYTES,
-    INODES_PER_BLOCK, Inode, InodeKind, InodeShare, LOG_POSITION_BYTES, VolumeRecord, block_crc,
+    INODES_PER_BLOCK, Inode, InodeKind, InodeShare, LOG_POSITION_BYTES, VolumeRecord,
 };
 use cairn_wafl_nvlog::HalfToken;
 use tokio::sync::Semaphore;
@@ -407,7 +407,7 @@ impl Run<'_> {
         let Ok(pvbn) = space.take() else { panic!("space is prepared before placing") };
         let Some(tree) = st.tree_mut(file) else { panic!("{file:?} is dirty, so in core") };
         let (block, old) = tree.dirty_block(key);
-        let crc = block_crc(&block);
+        let crc = Crc::new(block.crc());
         let tell = tree.place(key, BlockPtr { vvbn, pvbn, crc }, self.cp);
         if !old.is_hole() {
             st.freed.push(old);
@@ -575,7 +575,7 @@ impl Run<'_> {
             let pvbn = self.take(&mut engine.space).await?;
             let mut st = volume.lock();
             let (block, old) = st.container_map.dirty_block(key);
-            let crc = block_crc(&block);
+            let crc = Crc::new(block.crc());
             let ptr = BlockPtr { vvbn: Vvbn::new(0), pvbn, crc };
             if st.container_map.place(key, ptr, self.cp) {
                 let file = FileId::ContainerMap;
@@ -671,7 +671,7 @@ impl Run<'_> {
                 };
                 let pvbn = self.take(space).await?;
                 set_container(&mut volume.lock(), vvbn, pvbn);
-                let crc = cairn_units::Crc::new(0);
+                let crc = Crc::new(0);
                 located.insert(key, BlockPtr { vvbn, pvbn, crc });
                 if !old.is_hole() {
                     self.free_vvbn(volume, vvbns, old).await?;
@@ -688,7 +688,7 @@ impl Run<'_> {
     ) {
         for (key, at) in located {
             let (block, _) = st.active_map.dirty_block(key);
-            let crc = block_crc(&block);
+            let crc = Crc::new(block.crc());
             if st.active_map.place(key, BlockPtr { crc, ..at }, self.cp) {
                 let file = FileId::ActiveMap;
                 self.inner.cache.push(CacheEntry::Block { fsid: st.fsid, file, key });
@@ -790,7 +790,7 @@ impl Run<'_> {
         while let Some(key) = space.volumes.first_dirty() {
             let pvbn = self.take(space).await?;
             let (block, old) = space.volumes.dirty_block(key);
-            let crc = block_crc(&block);
+            let crc = Crc::new(block.crc());
             space.volumes.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, self.cp);
             if !old.is_hole() {
                 self.freed.push(old.pvbn);
@@ -831,7 +831,7 @@ impl Run<'_> {
             }
             let tree = space.file(file);
             let (block, _) = tree.dirty_block(key);
-            let crc = block_crc(&block);
+            let crc = Crc::new(block.crc());
             tree.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, self.cp);
             space.put(pvbn, block, crc, self.tag(Fsid::new(0), Vvbn::new(0)));
             self.placed_meta += 1;

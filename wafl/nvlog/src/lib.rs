@@ -92,7 +92,7 @@ pub struct LogBlock {
 impl LogBlock {
     /// Computes the checksum.
     pub fn new(data: Block) -> Self {
-        let crc = Crc::new(crc32fast::hash(&data[..]));
+        let crc = Crc::new(data.crc());
         Self { data, crc }
     }
 }
