@@ -58,6 +58,8 @@ pub enum Rank {
     Configuration,
     /// RAID: the NV log areas; shared by writes to them, exclusive while one is copied.
     LogAreas,
+    /// RAID: logging stripes that are to be written soon.
+    StripesAhead,
     /// RAID: appending to the stripe log.
     StripeLog,
     /// RAID: writing blocks of a disk's region map.

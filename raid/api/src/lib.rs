@@ -228,7 +228,14 @@ pub struct Tetris {
     pub group: GroupNo,
     /// Stripes in ascending order, each once.
     pub stripes: Vec<StripeWrite>,
+    /// Stripes in ascending order, some of this tetris and some that are likely to be written
+    /// soon, of which the committed root reaches no block: RAID may log them together, so that
+    /// the tetrises that fill them need not wait for the log. Whether they are written is open.
+    pub ahead: Arc<[u64]>,
 }
+
+/// Stripes that a tetris may name in [`Tetris::ahead`]; RAID takes note of no more.
+pub const AHEAD_STRIPES_MAX: usize = 512;
 
 /// The aggregate's root record.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -97,7 +97,7 @@ impl Core {
         for member in dirty.iter().filter(|m| !m.is_dead()) {
             member.map.flushed();
         }
-        interval.masks.lock().clear();
+        interval.marks.lock().clear();
         Ok(self.log.restart().await)
     }
 

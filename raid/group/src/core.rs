@@ -20,7 +20,7 @@ use crate::member::Member;
 use crate::ondisk::StampV1;
 use crate::open::Opener;
 use crate::stamps::StampCache;
-use crate::stripe_log::StripeLog;
+use crate::stripe_log::{BareRecord, StripeLog};
 use crate::tools::{StripeLocks, join_all};
 use crate::view::View;
 
@@ -71,13 +71,26 @@ pub(crate) struct RootState {
 /// State that belongs to the flush interval; held exclusively by a flush, shared by whoever
 /// writes stripes.
 pub(crate) struct Interval {
-    /// Data columns of each stripe modified since the last flush.
-    pub masks: Mutex<BTreeMap<(GroupNo, u64), [u64; 4]>>,
+    pub marks: Mutex<BTreeMap<(GroupNo, u64), Mark>>,
+    /// Held by who logs stripes ahead: the others then find them logged.
+    pub ahead: AsyncMutex<()>,
+}
+
+/// What is known of a stripe in this interval.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Mark {
+    /// Data columns modified since the last flush, or about to be.
+    pub mask: [u64; 4],
+    /// The record of it that is stable, when it has no payload and none came after it.
+    pub stable: Option<BareRecord>,
 }
 
 impl Default for Interval {
     fn default() -> Self {
-        Self { masks: Mutex::new(Rank::StripeMasks, BTreeMap::new()) }
+        Self {
+            marks: Mutex::new(Rank::StripeMasks, BTreeMap::new()),
+            ahead: AsyncMutex::new(Rank::StripesAhead, ()),
+        }
     }
 }
 

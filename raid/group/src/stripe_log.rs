@@ -41,6 +41,14 @@ pub(crate) struct Record {
     pub rest: Rest,
 }
 
+/// A record without payload and without what names the stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BareRecord {
+    mask: [u64; 4],
+    fresh: [u64; 5],
+    twin: Option<TwinRecord>,
+}
+
 /// The first eight bytes of a disk's uuid, which tell it from the others of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DiskMark(u64);
@@ -62,6 +70,11 @@ pub(crate) struct TwinRecord {
 }
 
 impl Record {
+    /// What it says, if that is all in the record itself.
+    pub(crate) fn bare(&self) -> Option<BareRecord> {
+        let bare = BareRecord { mask: self.mask, fresh: self.fresh, twin: self.twin };
+        matches!(self.rest, Rest::None).then_some(bare)
+    }
     /// Blocks that go with it.
     pub(crate) fn payload_blocks(&self) -> usize {
         match &self.rest {

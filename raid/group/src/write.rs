@@ -8,12 +8,12 @@
 use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
 
-use cairn_raid_api::{ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
+use cairn_raid_api::{AHEAD_STRIPES_MAX, ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
 use cairn_sys::{Block, mutant};
 use cairn_units::GroupNo;
 
 use crate::code::{Parity, xor_block};
-use crate::core::{Core, Purpose, Writes, count};
+use crate::core::{Core, Interval, Mark, Purpose, Writes, count};
 use crate::layout::STRIPE_LOG_BLOCKS_MIN;
 use crate::member::Member;
 use crate::ondisk::{ENTRY_RECORDS_MAX, REGION_STRIPES, crc_of};
@@ -26,7 +26,8 @@ use crate::view::{GroupView, View};
 const CHUNK_STRIPES_MAX: usize = 256;
 const CHUNK_LOG_BLOCKS_MAX: u64 = 128;
 const _: () = assert!(
-    CHUNK_LOG_BLOCKS_MAX + CHUNK_STRIPES_MAX.div_ceil(ENTRY_RECORDS_MAX) as u64
+    CHUNK_LOG_BLOCKS_MAX
+        + (CHUNK_STRIPES_MAX + AHEAD_STRIPES_MAX).div_ceil(ENTRY_RECORDS_MAX) as u64
         <= STRIPE_LOG_BLOCKS_MIN
 );
 
@@ -67,16 +68,17 @@ impl Core {
     pub(crate) async fn write_tetris(self: &Arc<Self>, tetris: Tetris) -> Result<(), WriteError> {
         self.check_tetris(&tetris)?;
         let (mut chunk, mut blocks) = (Vec::new(), 1);
+        let ahead = &tetris.ahead;
         for stripe in tetris.stripes {
             let more = if stripe.rest_is_free { 0 } else { 2 };
             if chunk.len() >= CHUNK_STRIPES_MAX || blocks + more > CHUNK_LOG_BLOCKS_MAX {
-                self.write_chunk(tetris.group, std::mem::take(&mut chunk)).await?;
+                self.write_chunk(tetris.group, std::mem::take(&mut chunk), ahead).await?;
                 blocks = 1;
             }
             chunk.push(stripe);
             blocks += more;
         }
-        self.write_chunk(tetris.group, chunk).await
+        self.write_chunk(tetris.group, chunk, ahead).await
     }
 
     fn check_tetris(&self, tetris: &Tetris) -> Result<(), WriteError> {
@@ -106,12 +108,13 @@ impl Core {
         self: &Arc<Self>,
         group: GroupNo,
         stripes: Vec<StripeWrite>,
+        ahead: &[u64],
     ) -> Result<(), WriteError> {
-        if stripes.is_empty() {
-            return Ok(());
-        }
+        let Some(first) = stripes.first().map(|s| s.stripe) else { return Ok(()) };
+        let ahead = &ahead[ahead.partition_point(|s| *s < first)..];
+        let ahead = &ahead[..ahead.len().min(AHEAD_STRIPES_MAX)];
         let partial = stripes.iter().filter(|s| !s.rest_is_free).count();
-        let room = log_blocks(stripes.len(), 2 * partial);
+        let room = log_blocks(stripes.len() + ahead.len(), 2 * partial);
         let interval = loop {
             let shared = self.interval.read().await;
             if !self.stamps_full() && self.log.reserve(room) {
@@ -134,8 +137,8 @@ impl Core {
         let mut jobs: Vec<Job> = stripes
             .into_iter()
             .map(|stripe| {
-                let before = interval.masks.lock().get(&(group.group, stripe.stripe)).copied();
-                Job::new(group, &stamps, stripe, before.unwrap_or_default())
+                let mark = interval.marks.lock().get(&(group.group, stripe.stripe)).copied();
+                Job::new(group, &stamps, stripe, mark.unwrap_or_default().mask)
             })
             .collect();
         let computed = self.compute(group, &stamps, &mut jobs).await;
@@ -147,14 +150,9 @@ impl Core {
         let records: Vec<Record> = jobs
             .iter()
             .zip(&outcomes)
-            .map(|(job, outcome)| job.record(group, &stamps, outcome))
+            .map(|(job, outcome)| job.record(group, &stamps, outcome.rest.clone()))
             .collect();
-        for record in &records {
-            interval.masks.lock().insert((record.group, record.stripe), record.mask);
-        }
-        let payload: usize = records.iter().map(Record::payload_blocks).sum();
-        self.log.give_back(room.saturating_sub(log_blocks(records.len(), payload)));
-        self.log_append(records).await?;
+        self.log_stripes(&interval, group, records, ahead, room).await?;
         let mut writes = Writes::default();
         for ((job, outcome), cells) in jobs.iter().zip(&outcomes).zip(&mut cells) {
             self.stage_job(group, &stamps, job, outcome, cells, &mut writes);
@@ -165,6 +163,93 @@ impl Core {
         drop(interval);
         let view: Arc<View> = self.view();
         view.groups.get(&group.group).map_or(Ok(()), |g| self.check_group(g))
+    }
+
+    /// Makes records of stripes stable that are not yet, and with them those of stripes that are
+    /// to be written soon. `room` blocks of the log were set aside.
+    async fn log_stripes(
+        self: &Arc<Self>,
+        interval: &Interval,
+        group: &GroupView,
+        mut records: Vec<Record>,
+        ahead: &[u64],
+        room: u64,
+    ) -> Result<(), WriteError> {
+        let mut taken = 0;
+        let logged = self.log_new(interval, group, &mut records, ahead, &mut taken).await;
+        self.log.give_back(room.saturating_sub(taken));
+        logged
+    }
+
+    /// The same; `taken` becomes what it took of the room.
+    async fn log_new(
+        self: &Arc<Self>,
+        interval: &Interval,
+        group: &GroupView,
+        records: &mut Vec<Record>,
+        ahead: &[u64],
+        taken: &mut u64,
+    ) -> Result<(), WriteError> {
+        let is_new = |record: &Record| {
+            let marks = interval.marks.lock();
+            let mark = marks.get(&(record.group, record.stripe)).and_then(|m| m.stable);
+            mark.is_none() || mark != record.bare()
+        };
+        records.retain(is_new);
+        let mut _held = None;
+        if !records.is_empty() && !ahead.is_empty() {
+            // Who waited here finds most of its stripes logged by the one it waited for.
+            _held = Some(interval.ahead.lock().await);
+            records.retain(is_new);
+            if !records.is_empty() {
+                records.extend(self.records_ahead(group, ahead, records).await);
+                records.retain(is_new);
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        {
+            let mut marks = interval.marks.lock();
+            for record in records.iter() {
+                let early = mutant("ahead-believed-before-stable");
+                let stable = record.bare().filter(|_| early);
+                let mark = Mark { mask: record.mask, stable };
+                marks.insert((record.group, record.stripe), mark);
+            }
+        }
+        let payload: usize = records.iter().map(Record::payload_blocks).sum();
+        *taken = log_blocks(records.len(), payload);
+        let stable: Vec<_> = records.iter().map(|r| (r.group, r.stripe, r.bare())).collect();
+        self.log_append(std::mem::take(records)).await?;
+        let mut marks = interval.marks.lock();
+        for (group, stripe, bare) in stable {
+            if let Some(mark) = marks.get_mut(&(group, stripe)) {
+                mark.stable = bare;
+            }
+        }
+        Ok(())
+    }
+
+    /// Records of stripes that nothing lies in, but for those that have one already.
+    async fn records_ahead(
+        self: &Arc<Self>,
+        group: &GroupView,
+        ahead: &[u64],
+        records: &[Record],
+    ) -> Vec<Record> {
+        let own = |stripe: u64| records.binary_search_by_key(&stripe, |r| r.stripe).is_ok();
+        let others = ahead.iter().copied().filter(|s| *s < group.stripes && !own(*s));
+        let others: Vec<u64> = others.collect();
+        let mut regions: Vec<u64> = others.iter().map(|s| s / REGION_STRIPES).collect();
+        regions.dedup();
+        let stamps = self.load_stamps(group, &regions).await;
+        let record = |stripe: u64| {
+            let empty = StripeWrite { stripe, blocks: Vec::new(), rest_is_free: true };
+            let job = Job::new(group, &stamps, empty, Default::default());
+            job.record(group, &stamps, Rest::None)
+        };
+        others.into_iter().map(record).collect()
     }
 
     /// Whether so many checksum blocks changed that they must be flushed first.
@@ -474,7 +559,7 @@ impl Job {
         ReadError::TooManyLost { at, lost, parity: group.parity() }.into()
     }
 
-    fn record(&self, group: &GroupView, stamps: &StampSet, outcome: &Outcome) -> Record {
+    fn record(&self, group: &GroupView, stamps: &StampSet, rest: Rest) -> Record {
         let mut mask = self.before;
         let mut fresh = [0; 5];
         let is_fresh = |slot: usize, disk: &Option<&Arc<Member>>| {
@@ -495,7 +580,6 @@ impl Job {
                 twin = Some(TwinRecord { disk: DiskMark::of(t.member.uuid), fresh });
             }
         }
-        let rest = outcome.rest.clone();
         Record { group: group.group, stripe: self.stripe, mask, fresh, twin, rest }
     }
 }

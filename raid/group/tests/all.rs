@@ -1,6 +1,7 @@
 //! All tests of the crate from outside, in one program: it is linked once.
 
 mod admin;
+mod ahead;
 mod basic;
 mod common;
 mod copy_out;

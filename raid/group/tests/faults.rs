@@ -1,6 +1,7 @@
 //! Disks that die, rot, lie and hang while the aggregate is in use.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::common::{Bench, Shape, crc, noise};
 use cairn_raid_api::{
@@ -292,7 +293,7 @@ fn scrub_finds_and_mends_rot_lost_and_misdirected_writes_and_bad_sectors() {
             WriteBlock { at, crc: crc(&data), data, tag: BlockTag::default() }
         });
         let stripes = vec![StripeWrite { stripe, blocks: blocks.collect(), rest_is_free: true }];
-        let tetris = Tetris { group: GroupNo::new(0), stripes };
+        let tetris = Tetris { group: GroupNo::new(0), stripes, ahead: Arc::default() };
         let agg = bench.agg();
         bench.sim.block_on(async move { agg.write(tetris).await }).expect("write");
     }

@@ -147,7 +147,10 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
                 .collect();
             let blocks = stripes.iter().flat_map(|s| &s.blocks).map(|b| (b.at, b.data.clone()));
             let blocks: Vec<(Pvbn, Block)> = blocks.collect();
-            aggregate.write(Tetris { group: group.group, stripes }).await.expect("it is written");
+            aggregate
+                .write(Tetris { group: group.group, stripes, ahead: Arc::default() })
+                .await
+                .expect("it is written");
             if cp < 3 {
                 let root = RootRecord { cp: CpCount::new(cp), bytes: vec![7; 100] };
                 aggregate.commit_root(root).await.expect("it is committed");

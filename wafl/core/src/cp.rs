@@ -367,15 +367,14 @@ impl Run<'_> {
         pool: &mut Vvbns,
         from: &mut InodeNo,
     ) -> usize {
-        let files: Vec<InodeNo> = st.dirty_files.range(*from..).copied().collect();
         let mut placed = 0;
-        for ino in files {
+        while let Some(&ino) = st.dirty_files.range(*from..).next() {
             *from = ino;
             let keys: Vec<Key> = match st.in_core.get(&ino) {
                 Some(file) if !file.is_dir() => {
                     file.tree.dirty_data().take(BITE_BLOCKS - placed).map(Key::data).collect()
                 }
-                _ => continue,
+                _ => Vec::new(),
             };
             for key in &keys {
                 self.place(st, space, pool, FileId::Inode(ino), *key);
@@ -384,6 +383,7 @@ impl Run<'_> {
             if placed >= BITE_BLOCKS {
                 break;
             }
+            *from = InodeNo::new(ino.get() + 1);
         }
         let blocks = placed as u64;
         st.dirtied.blocks = st.dirtied.blocks.saturating_sub(blocks);
@@ -896,6 +896,8 @@ impl Vvbns {
     /// Marks free VVBNs used, from the volume's cursor on, until there are `blocks` of them or a
     /// map block must be loaded.
     fn fill(&mut self, st: &mut VolState, blocks: u64, wraps: &mut u32) -> Result<(), Miss> {
+        // Blocks of the two maps that the last VVBN showed to be in memory and noted.
+        let mut sure = None;
         while (self.ready.len() as u64) < blocks {
             if st.vvbn_cursor >= st.vvbn_end || st.vvbn_cursor == 0 {
                 *wraps += u32::from(st.vvbn_cursor != 0);
@@ -908,8 +910,8 @@ impl Vvbns {
             let key = Key::data(index);
             let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
             st.active_map.reachable(key).map_err(at_map)?;
-            let block = st.active_map.get(key).map_err(at_map)?.unwrap_or_else(Block::zero);
-            let Some(free) = first_clear_bit(&block, bit) else {
+            let block = st.active_map.peek(key).map_err(at_map)?;
+            let Some(free) = block.map_or(Some(bit), |block| first_clear_bit(block, bit)) else {
                 st.vvbn_cursor = (index + 1) * BITS_PER_BLOCK;
                 continue;
             };
@@ -919,13 +921,15 @@ impl Vvbns {
                 continue;
             }
             let entry = Key::data(vvbn / CONTAINER_ENTRIES_PER_BLOCK);
-            let at_map =
-                |at: TreeMiss| Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr };
-            st.container_map.reachable(entry).map_err(at_map)?;
-            st.container_map.get(entry).map_err(at_map)?;
-            drop(block);
-            self.note(st, index);
-            st.container_map.edit(entry.index, |_| ());
+            if sure != Some((index, entry.index)) {
+                let at_map =
+                    |at: TreeMiss| Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr };
+                st.container_map.reachable(entry).map_err(at_map)?;
+                st.container_map.get(entry).map_err(at_map)?;
+                self.note(st, index);
+                st.container_map.edit(entry.index, |_| ());
+                sure = Some((index, entry.index));
+            }
             flip(st, vvbn, true);
             self.taken += 1;
             self.ready.push_back(Vvbn::new(vvbn));

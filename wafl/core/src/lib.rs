@@ -21,6 +21,7 @@
 //! - Nothing waits between the first change of an operation and its log record.
 
 mod apply;
+mod bufs;
 mod cache;
 mod change;
 mod check;

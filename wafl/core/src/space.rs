@@ -21,7 +21,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use cairn_raid_api::{
-    BlockTag, ColumnState, DataColumn, Geometry, GroupGeometry, StripeWrite, Tetris, WriteBlock,
+    AHEAD_STRIPES_MAX, BlockTag, ColumnState, DataColumn, Geometry, GroupGeometry, StripeWrite,
+    Tetris, WriteBlock,
 };
 use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Crc, Pvbn};
@@ -33,6 +34,9 @@ use crate::volume::bit_place;
 
 /// Stripes of a tetris at the most.
 pub(crate) const TETRIS_STRIPES_MAX: u64 = 64;
+/// Stripes that RAID is told of at once before they are written.
+const AHEAD_STRIPES: u64 = 384;
+const _: () = assert!(AHEAD_STRIPES <= AHEAD_STRIPES_MAX as u64);
 /// Stripes of an allocation area in new aggregates.
 pub(crate) const AREA_STRIPES: u32 = 1024;
 /// Clean map blocks that stay in memory between consistency points.
@@ -55,13 +59,22 @@ pub(crate) enum SpaceFile {
     Volumes,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Area {
     group: usize,
     next_stripe: u64,
     end_stripe: u64,
     /// Blocks of it that can still be given out.
     left: u64,
+    /// Whole free stripes that RAID was told of, and where that ends.
+    ahead: Arc<[u64]>,
+    ahead_end: u64,
+}
+
+impl Area {
+    fn new(group: usize, next_stripe: u64, end_stripe: u64, left: u64) -> Self {
+        Self { group, next_stripe, end_stripe, left, ahead: Arc::default(), ahead_end: 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -71,8 +84,13 @@ struct OpenTetris {
     filled: usize,
     /// The window has moved on: nothing more is given out from it.
     closed: bool,
-    stripes: BTreeMap<u64, StripeWrite>,
+    /// One behind the other, from the first on.
+    stripes: Vec<StripeWrite>,
+    ahead: Arc<[u64]>,
 }
+
+/// A block that was given out: its tetris and stripe.
+type Given = (Pvbn, (u64, u64));
 
 /// Blocks held back at the most (they take memory): 32 GiB of data.
 #[cfg(not(test))]
@@ -112,7 +130,8 @@ pub(crate) struct Space {
     window: VecDeque<(Pvbn, u64)>,
     next_tetris: u64,
     tetrises: BTreeMap<u64, OpenTetris>,
-    /// Where a given block belongs.
+    /// Where a given block belongs: the one given last, which is mostly filled next, and others.
+    given_last: Option<Given>,
     given: BTreeMap<Pvbn, (u64, u64)>,
     /// Freed in this consistency point.
     freed: BTreeSet<Pvbn>,
@@ -168,6 +187,7 @@ impl Space {
             window: VecDeque::new(),
             next_tetris: 0,
             tetrises: BTreeMap::new(),
+            given_last: None,
             given: BTreeMap::new(),
             freed: BTreeSet::new(),
             held: None,
@@ -302,9 +322,10 @@ impl Space {
             if ready >= blocks {
                 return Ok(());
             }
-            if let Some(mut area) = self.resume {
-                area.left = self.count_free(area.group, area.next_stripe, area.end_stripe)?;
-                self.areas.push_back(area);
+            if let Some(area) = &self.resume {
+                let (group, next, end) = (area.group, area.next_stripe, area.end_stripe);
+                let left = self.count_free(group, next, end)?;
+                self.areas.push_back(Area::new(group, next, end, left));
                 self.resume = None;
                 continue;
             }
@@ -318,7 +339,7 @@ impl Space {
             let first = area * self.area_stripes;
             let end = first + self.stripes_in(&self.geometry.groups[group], area);
             let left = self.count_free(group, first, end)?;
-            self.areas.push_back(Area { group, next_stripe: first, end_stripe: end, left });
+            self.areas.push_back(Area::new(group, first, end, left));
         }
     }
 
@@ -401,26 +422,45 @@ impl Space {
                 self.areas.pop_front();
                 continue;
             }
-            let (group, first, end) = (area.group, area.next_stripe, area.end_stripe);
+            let (group, first, area_end) = (area.group, area.next_stripe, area.end_stripe);
             let columns = self.geometry.groups[group].data.len().max(1) as u64;
-            let depth = self.expected.div_ceil(columns).clamp(1, self.tetris_stripes);
-            let end = end.min(first + depth);
-            let (window, stripes) =
-                self.window_of(group, first, end).map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
-            if let Some(area) = self.areas.front_mut() {
-                area.next_stripe = end;
-                area.left -= (window.len() as u64).min(area.left);
+            let wanted = self.expected.div_ceil(columns).max(1);
+            let end = area_end.min(first + wanted.min(self.tetris_stripes));
+            let at_map = |m| NoBlock::Miss(SpaceFile::Map, m);
+            let told = (end > area.ahead_end).then(|| {
+                let end = area_end.min(first + wanted.min(AHEAD_STRIPES));
+                self.whole_stripes(group, first, end).map(|ahead| (ahead, end))
+            });
+            let told = told.transpose().map_err(at_map)?;
+            let (window, stripes) = self.window_of(group, first, end).map_err(at_map)?;
+            let Some(area) = self.areas.front_mut() else { unreachable!("it was there") };
+            area.next_stripe = end;
+            area.left -= (window.len() as u64).min(area.left);
+            if let Some(told) = told {
+                (area.ahead, area.ahead_end) = told;
             }
+            let ahead = area.ahead.clone();
             if window.is_empty() {
                 continue;
             }
             let id = self.next_tetris;
             self.next_tetris += 1;
             self.window = window;
-            self.tetrises
-                .insert(id, OpenTetris { group, given: 0, filled: 0, closed: false, stripes });
+            let (given, filled, closed) = (0, 0, false);
+            self.tetrises.insert(id, OpenTetris { group, given, filled, closed, stripes, ahead });
             return Ok(());
         }
+    }
+
+    /// Stripes of which no block is in use, or was when the committed root was written.
+    fn whole_stripes(&self, group: usize, first: u64, end: u64) -> Result<Arc<[u64]>, TreeMiss> {
+        let mut whole = vec![true; usize::try_from(end - first).unwrap_or(0)];
+        for column in &self.geometry.groups[group].data {
+            let run = self.free_run(column.pvbn_base.plus(first), end - first)?;
+            let used = |free: bool| !free && !mutant("stripe-in-use-told-ahead");
+            whole.iter_mut().zip(run).for_each(|(whole, free)| *whole &= !used(free));
+        }
+        Ok((first..end).zip(whole).filter_map(|(stripe, whole)| whole.then_some(stripe)).collect())
     }
 
     #[expect(clippy::type_complexity, reason = "two halves of one thing, used once")]
@@ -429,19 +469,21 @@ impl Space {
         group: usize,
         first: u64,
         end: u64,
-    ) -> Result<(VecDeque<(Pvbn, u64)>, BTreeMap<u64, StripeWrite>), TreeMiss> {
+    ) -> Result<(VecDeque<(Pvbn, u64)>, Vec<StripeWrite>), TreeMiss> {
         let mut window = VecDeque::new();
-        let mut stripes: BTreeMap<u64, StripeWrite> = (first..end)
-            .map(|stripe| (stripe, StripeWrite { stripe, blocks: Vec::new(), rest_is_free: true }))
+        let columns = &self.geometry.groups[group].data;
+        let mut stripes: Vec<StripeWrite> = (first..end)
+            .map(|stripe| {
+                let blocks = Vec::with_capacity(columns.len());
+                StripeWrite { stripe, blocks, rest_is_free: true }
+            })
             .collect();
-        for column in &self.geometry.groups[group].data {
+        for column in columns {
             let run = self.free_run(column.pvbn_base.plus(first), end - first)?;
-            for (stripe, free) in (first..end).zip(run) {
+            for ((stripe, free), row) in (first..end).zip(run).zip(&mut stripes) {
                 let at = column.pvbn_base.plus(stripe);
                 if !free {
-                    if let Some(s) = stripes.get_mut(&stripe) {
-                        s.rest_is_free = false;
-                    }
+                    row.rest_is_free = false;
                 } else if self.is_used(column) {
                     window.push_back((at, stripe));
                 }
@@ -458,11 +500,11 @@ impl Space {
         }
         let Some((at, stripe)) = self.window.pop_front() else { unreachable!("just filled") };
         let id = self.next_tetris - 1;
-        if let Some(open) = self.tetrises.get_mut(&id) {
-            open.given += 1;
-        }
-        self.given.insert(at, (id, stripe));
-        self.set_bit(at, true);
+        let Some(open) = self.tetrises.get_mut(&id) else { panic!("the window has a tetris") };
+        open.given += 1;
+        let group = open.group;
+        self.given.extend(self.given_last.replace((at, (id, stripe))));
+        self.set_bit_in(at, (group, stripe), true);
         self.used += 1;
         self.taken += 1;
         self.expected = self.expected.saturating_sub(1);
@@ -470,6 +512,14 @@ impl Space {
     }
 
     fn set_bit(&mut self, at: Pvbn, used: bool) {
+        let Some((group, _, stripe)) = self.geometry.locate(at) else {
+            panic!("{at:?} is outside the aggregate")
+        };
+        self.set_bit_in(at, (group, stripe), used);
+    }
+
+    /// [`Self::set_bit`] for who knows where the block lies: group and stripe.
+    fn set_bit_in(&mut self, at: Pvbn, (group, stripe): (usize, u64), used: bool) {
         let index = at.get() / BITS_PER_BLOCK;
         if !self.touched.contains_key(&index) {
             let before = match self.map.peek(Key::data(index)) {
@@ -483,9 +533,6 @@ impl Space {
             assert!((block[byte] & mask != 0) != used, "{at:?} is marked already: used {used}");
             block[byte] ^= mask;
         });
-        let Some((group, _, stripe)) = self.geometry.locate(at) else {
-            panic!("{at:?} is outside the aggregate")
-        };
         let area = stripe / self.area_stripes;
         let slot = usize::try_from(area).unwrap_or(usize::MAX);
         let count = &mut self.counts[group][slot];
@@ -562,9 +609,15 @@ impl Space {
 
     /// Fills a block that was given out.
     pub fn put(&mut self, at: Pvbn, data: Block, crc: Crc, tag: BlockTag) {
-        let Some((id, stripe)) = self.given.remove(&at) else { panic!("{at:?} was not given out") };
+        let last = self.given_last.take_if(|(last, _)| *last == at).map(|(_, place)| place);
+        let place = last.or_else(|| self.given.remove(&at));
+        let Some((id, stripe)) = place else { panic!("{at:?} was not given out") };
         let Some(open) = self.tetrises.get_mut(&id) else { panic!("{at:?} has no tetris") };
-        let Some(row) = open.stripes.get_mut(&stripe) else { panic!("{at:?} has no stripe") };
+        let row = open.stripes.first().and_then(|s| stripe.checked_sub(s.stripe));
+        let row = row.and_then(|row| usize::try_from(row).ok());
+        let Some(row) = row.and_then(|row| open.stripes.get_mut(row)) else {
+            panic!("{at:?} has no stripe")
+        };
         row.blocks.push(WriteBlock { at, data, crc, tag });
         open.filled += 1;
         self.finish(id);
@@ -574,9 +627,10 @@ impl Space {
         let ready = self.tetrises.get(&id).is_some_and(|o| o.closed && o.filled == o.given);
         if ready && let Some(open) = self.tetrises.remove(&id) {
             let stripes: Vec<StripeWrite> =
-                open.stripes.into_values().filter(|s| !s.blocks.is_empty()).collect();
+                open.stripes.into_iter().filter(|s| !s.blocks.is_empty()).collect();
             if !stripes.is_empty() {
-                self.done.push(Tetris { group: self.geometry.groups[open.group].group, stripes });
+                let (group, ahead) = (self.geometry.groups[open.group].group, open.ahead);
+                self.done.push(Tetris { group, stripes, ahead });
             }
         }
     }
@@ -588,6 +642,7 @@ impl Space {
 
     /// Ends the consistency point's allocation: everything given out must have been filled.
     pub fn close(&mut self) -> Vec<Tetris> {
+        self.given.extend(self.given_last.take());
         assert!(self.given.is_empty(), "{} blocks were given out and not filled", self.given.len());
         self.window.clear();
         let ids: Vec<u64> = self.tetrises.keys().copied().collect();

@@ -16,13 +16,14 @@
 //!   a block that a pointer no longer names is handed to the caller to be freed, exactly once.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
 
 use cairn_sys::{Block, BlockMut, mutant};
 use cairn_units::CpCount;
 use cairn_wafl_format::{
     BlockPtr, DIRECT_POINTERS, POINTERS_PER_BLOCK, POINTERS_SHIFT, pointer_at, set_pointer_at,
 };
+
+use crate::bufs::{Buf, Bufs};
 
 /// Levels of indirect blocks at the most: 16 * 256^6 blocks are 2^64 bytes and more.
 pub(crate) const HEIGHT_MAX: u8 = 6;
@@ -54,16 +55,6 @@ pub(crate) struct TreeMiss {
     pub ptr: BlockPtr,
 }
 
-#[derive(Debug)]
-struct Buf {
-    block: Block,
-    dirty: bool,
-    hot: Cell<bool>,
-    pinned_cp: CpCount,
-    /// The cache's clock knows of it.
-    queued: bool,
-}
-
 /// What one change made dirty, for space reservation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Dirtied {
@@ -91,8 +82,7 @@ pub(crate) struct Dropped {
 pub(crate) struct Tree {
     height: u8,
     roots: [BlockPtr; DIRECT_POINTERS],
-    bufs: BTreeMap<Key, Buf>,
-    dirty: BTreeSet<Key>,
+    bufs: Bufs,
     /// Blocks of the file: placed ones and dirty ones without a place. An estimate between a cut
     /// through holes and the end of the cut-off tail ([`Self::correct_blocks`]).
     blocks: i64,
@@ -116,7 +106,7 @@ const fn span_mask(level: u8) -> u64 {
 impl Tree {
     pub fn new(height: u8, roots: [BlockPtr; DIRECT_POINTERS], blocks: i64) -> Self {
         assert!(height <= HEIGHT_MAX, "tree of height {height}");
-        Self { height, roots, bufs: BTreeMap::new(), dirty: BTreeSet::new(), blocks }
+        Self { height, roots, bufs: Bufs::default(), blocks }
     }
 
     pub fn empty() -> Self {
@@ -137,16 +127,16 @@ impl Tree {
         self.blocks += by;
     }
     pub fn dirty_blocks(&self) -> u64 {
-        self.dirty.len() as u64
+        self.bufs.dirty_count()
     }
     pub fn is_clean(&self) -> bool {
-        self.dirty.is_empty()
+        self.bufs.dirty_count() == 0
     }
     pub fn resident(&self) -> usize {
         self.bufs.len()
     }
     pub fn is_resident(&self, key: Key) -> bool {
-        self.bufs.contains_key(&key)
+        self.bufs.contains(key)
     }
     fn index_end(&self, level: u8) -> u64 {
         if level > self.height { 0 } else { capacity(self.height - level) }
@@ -161,7 +151,7 @@ impl Tree {
             return Ok(usize::try_from(key.index).map_or(BlockPtr::HOLE, |i| self.roots[i]));
         }
         let parent = key.parent();
-        if let Some(buf) = self.bufs.get(&parent) {
+        if let Some(buf) = self.bufs.get(parent) {
             return Ok(pointer_at(&buf.block, key.slot()));
         }
         let ptr = self.ptr(parent)?;
@@ -170,7 +160,7 @@ impl Tree {
 
     /// The block in memory, `None` for a hole.
     pub fn get(&self, key: Key) -> Result<Option<Block>, TreeMiss> {
-        if let Some(buf) = self.bufs.get(&key) {
+        if let Some(buf) = self.bufs.get(key) {
             buf.hot.set(true);
             return Ok(Some(buf.block.clone()));
         }
@@ -180,7 +170,7 @@ impl Tree {
 
     /// Like [`Self::get`], without the note that the block was used.
     pub fn peek(&self, key: Key) -> Result<Option<&Block>, TreeMiss> {
-        if let Some(buf) = self.bufs.get(&key) {
+        if let Some(buf) = self.bufs.get(key) {
             return Ok(Some(&buf.block));
         }
         let ptr = self.ptr(key)?;
@@ -198,9 +188,11 @@ impl Tree {
         }
         while at.level < self.height {
             at = at.parent();
-            match self.bufs.get(&at) {
-                // The ancestors of a dirty block are dirty, so in memory.
-                Some(buf) if buf.dirty => return Ok(()),
+            // The ancestors of a dirty block are dirty, so in memory.
+            if self.bufs.is_dirty(at) {
+                return Ok(());
+            }
+            match self.bufs.get(at) {
                 Some(_) => {}
                 None => {
                     let ptr = self.ptr(at)?;
@@ -215,13 +207,13 @@ impl Tree {
 
     /// Takes a block that was read for `ptr`; ignored when the tree has moved on since.
     pub fn insert_loaded(&mut self, key: Key, ptr: BlockPtr, block: Block) -> bool {
-        let moved_on = self.bufs.contains_key(&key) || self.ptr(key) != Ok(ptr);
+        let moved_on = self.bufs.contains(key) || self.ptr(key) != Ok(ptr);
         if moved_on && !mutant("stale-load-taken") {
             return false;
         }
+        self.bufs.remove(key);
         let pinned_cp = CpCount::new(0);
-        let buf = Buf { block, dirty: false, hot: Cell::new(true), pinned_cp, queued: true };
-        self.bufs.insert(key, buf);
+        self.bufs.insert(key, Buf { block, hot: Cell::new(true), pinned_cp, queued: true });
         true
     }
 
@@ -242,15 +234,9 @@ impl Tree {
     }
 
     fn add_dirty(&mut self, key: Key, block: Block, dirtied: &mut Dirtied) {
-        let buf = Buf {
-            block,
-            dirty: true,
-            hot: Cell::new(true),
-            pinned_cp: CpCount::new(0),
-            queued: false,
-        };
-        assert!(self.bufs.insert(key, buf).is_none(), "{key:?} is already in memory");
-        assert!(self.dirty.insert(key), "{key:?} is already dirty");
+        let pinned_cp = CpCount::new(0);
+        self.bufs.insert(key, Buf { block, hot: Cell::new(true), pinned_cp, queued: false });
+        self.bufs.set_dirty(key, true);
         self.blocks += 1;
         dirtied.blocks += 1;
         dirtied.fresh += 1;
@@ -261,20 +247,17 @@ impl Tree {
         let mut at = key;
         while at.level < self.height {
             at = at.parent();
-            match self.bufs.get_mut(&at) {
-                Some(buf) if buf.dirty => return,
-                Some(buf) => {
-                    buf.dirty = true;
-                    self.dirty.insert(at);
-                    dirtied.blocks += 1;
+            if self.bufs.contains(at) {
+                if self.bufs.set_dirty(at, true) {
+                    return;
                 }
-                None => {
-                    assert!(
-                        self.ptr(at).is_ok_and(|p| p.is_hole()),
-                        "{at:?} must be loaded before its children change"
-                    );
-                    self.add_dirty(at, Block::zero(), dirtied);
-                }
+                dirtied.blocks += 1;
+            } else {
+                assert!(
+                    self.ptr(at).is_ok_and(|p| p.is_hole()),
+                    "{at:?} must be loaded before its children change"
+                );
+                self.add_dirty(at, Block::zero(), dirtied);
             }
         }
     }
@@ -284,14 +267,12 @@ impl Tree {
         let mut dirtied = Dirtied::default();
         self.grow_for(index, &mut dirtied);
         let key = Key::data(index);
-        if let Some(buf) = self.bufs.get_mut(&key) {
+        if let Some(buf) = self.bufs.get_mut(key) {
             buf.block = block;
             buf.hot.set(true);
-            if buf.dirty {
+            if self.bufs.set_dirty(key, true) {
                 return dirtied;
             }
-            buf.dirty = true;
-            self.dirty.insert(key);
             dirtied.blocks += 1;
         } else {
             let placed = !matches!(self.ptr(key), Ok(p) if p.is_hole());
@@ -310,7 +291,7 @@ impl Tree {
         let key = Key::data(index);
         let mut dirtied = Dirtied::default();
         self.grow_for(index, &mut dirtied);
-        if !self.bufs.contains_key(&key) {
+        if !self.bufs.contains(key) {
             assert!(
                 self.ptr(key).is_ok_and(|p| p.is_hole()),
                 "{key:?} must be loaded before it is changed in place"
@@ -318,12 +299,10 @@ impl Tree {
             self.add_dirty(key, Block::zero(), &mut dirtied);
             self.dirty_ancestors(key, &mut dirtied);
         }
-        if let Some(buf) = self.bufs.get_mut(&key) {
+        if let Some(buf) = self.bufs.get_mut(key) {
             change(buf.block.make_mut());
             buf.hot.set(true);
-            if !buf.dirty {
-                buf.dirty = true;
-                self.dirty.insert(key);
+            if !self.bufs.set_dirty(key, true) {
                 dirtied.blocks += 1;
                 self.dirty_ancestors(key, &mut dirtied);
             }
@@ -333,25 +312,25 @@ impl Tree {
 
     /// The lowest dirty key: the next one that a consistency point has to place.
     pub fn first_dirty(&self) -> Option<Key> {
-        self.dirty.first().copied()
+        self.dirty_keys().next()
     }
     /// The lowest dirty key at or behind `from`.
     pub fn dirty_from(&self, from: Key) -> Option<Key> {
-        self.dirty.range(from..).next().copied()
+        self.bufs.dirty_from(from).next()
     }
     /// Dirty data blocks.
     pub fn dirty_data(&self) -> impl Iterator<Item = u64> {
-        self.dirty.range(..Key { level: 1, index: 0 }).map(|k| k.index)
+        self.dirty_keys().take_while(|k| k.level == 0).map(|k| k.index)
     }
     /// All dirty keys, lowest level first.
     pub fn dirty_keys(&self) -> impl Iterator<Item = Key> {
-        self.dirty.iter().copied()
+        self.bufs.dirty_from(Key::data(0))
     }
 
     /// A dirty block's content and the pointer it replaces.
     pub fn dirty_block(&self, key: Key) -> (Block, BlockPtr) {
-        let Some(buf) = self.bufs.get(&key) else { panic!("{key:?} is dirty, so in memory") };
-        assert!(buf.dirty, "{key:?} must be dirty to be placed");
+        let Some(buf) = self.bufs.get(key) else { panic!("{key:?} is dirty, so in memory") };
+        assert!(self.bufs.is_dirty(key), "{key:?} must be dirty to be placed");
         let Ok(old) = self.ptr(key) else { panic!("the parent of dirty {key:?} is in memory") };
         (buf.block.clone(), old)
     }
@@ -359,12 +338,10 @@ impl Tree {
     /// Gives a dirty block its new place; it is clean from now on, and pinned until `cp` has
     /// written it. Answers whether the cache's clock must be told of it.
     pub fn place(&mut self, key: Key, new: BlockPtr, cp: CpCount) -> bool {
-        let Some(buf) = self.bufs.get_mut(&key) else { panic!("{key:?} is dirty, so in memory") };
-        assert!(buf.dirty, "{key:?} must be dirty to be placed");
-        buf.dirty = false;
+        assert!(self.bufs.set_dirty(key, false), "{key:?} must be dirty to be placed");
+        let Some(buf) = self.bufs.get_mut(key) else { panic!("{key:?} is dirty, so in memory") };
         buf.pinned_cp = cp;
         let tell = !core::mem::replace(&mut buf.queued, true);
-        self.dirty.remove(&key);
         self.set_ptr(key, new);
         tell
     }
@@ -372,7 +349,14 @@ impl Tree {
     /// Drops clean blocks that are written, for trees that no clock watches.
     pub fn trim(&mut self, keep: usize, written: CpCount) {
         if self.bufs.len() > keep {
-            self.bufs.retain(|_, b| b.dirty || b.pinned_cp > written);
+            let clean = |k: &Key| {
+                let written = self.bufs.get(*k).is_some_and(|b| b.pinned_cp <= written);
+                written && !self.bufs.is_dirty(*k)
+            };
+            let clean: Vec<Key> = self.bufs.keys().filter(clean).collect();
+            for key in clean {
+                self.bufs.remove(key);
+            }
         }
     }
 
@@ -384,9 +368,9 @@ impl Tree {
             }
             return;
         }
-        match self.bufs.get_mut(&key.parent()) {
-            Some(buf) if buf.dirty => set_pointer_at(buf.block.make_mut(), key.slot(), ptr),
-            _ => panic!("the parent of {key:?} must be dirty"),
+        match self.bufs.dirty_mut(key.parent()) {
+            Some(buf) => set_pointer_at(buf.block.make_mut(), key.slot(), ptr),
+            None => panic!("the parent of {key:?} must be dirty"),
         }
     }
 
@@ -423,11 +407,7 @@ impl Tree {
         for level in (0..=height).rev() {
             let edge = first >> (POINTERS_SHIFT * u32::from(level));
             let start = if first & span_mask(level) == 0 { edge } else { edge + 1 };
-            let keys: Vec<Key> = self
-                .bufs
-                .range(Key { level, index: start }..Key { level: level + 1, index: 0 })
-                .map(|(k, _)| *k)
-                .collect();
+            let keys: Vec<Key> = self.bufs.keys_from(level, start).collect();
             for key in keys {
                 self.move_or_drop(key, &mut right, &mut dropped);
             }
@@ -470,7 +450,7 @@ impl Tree {
 
     fn cut_node(&mut self, first: u64, level: u8, right: &mut Tree, dirtied: &mut Dirtied) {
         let key = Key { level, index: first >> (POINTERS_SHIFT * u32::from(level)) };
-        if !self.bufs.contains_key(&key) {
+        if !self.bufs.contains(key) {
             assert!(self.ptr(key).is_ok_and(|p| p.is_hole()), "{key:?} lies on the cut");
             return;
         }
@@ -479,12 +459,8 @@ impl Tree {
         let child_straddles = first & span_mask(level - 1) != 0;
         let from = child.slot() + usize::from(child_straddles);
         self.dirty_ancestors(key, dirtied);
-        let Some(buf) = self.bufs.get_mut(&key) else { unreachable!("checked above") };
-        if !buf.dirty {
-            buf.dirty = true;
-            self.dirty.insert(key);
-            dirtied.blocks += 1;
-        }
+        dirtied.blocks += u64::from(!self.bufs.set_dirty(key, true));
+        let Some(buf) = self.bufs.get_mut(key) else { unreachable!("checked above") };
         let mut cut_off = BlockMut::zeroed();
         let left = buf.block.make_mut();
         cut_off[from * 16..].copy_from_slice(&left[from * 16..]);
@@ -493,9 +469,8 @@ impl Tree {
     }
 
     fn move_or_drop(&mut self, key: Key, right: &mut Tree, dropped: &mut Dropped) {
-        let Some(mut buf) = self.bufs.remove(&key) else { return };
+        let Some((mut buf, was_dirty)) = self.bufs.remove(key) else { return };
         buf.queued = false;
-        let was_dirty = self.dirty.remove(&key);
         if key.level == 0 {
             if was_dirty {
                 dropped.dirty += 1;
@@ -507,10 +482,8 @@ impl Tree {
             }
             return;
         }
-        if was_dirty {
-            right.dirty.insert(key);
-        }
         right.bufs.insert(key, buf);
+        right.bufs.set_dirty(key, was_dirty);
     }
 
     /// Whether the children of a node exist: by pointer or in memory.
@@ -519,7 +492,7 @@ impl Tree {
         let base = key.index << POINTERS_SHIFT;
         for slot in (0..POINTERS_PER_BLOCK).rev() {
             let child = Key { level: key.level - 1, index: base + slot as u64 };
-            if !pointer_at(block, slot).is_hole() || self.bufs.contains_key(&child) {
+            if !pointer_at(block, slot).is_hole() || self.bufs.contains(child) {
                 return Ok(Some(child));
             }
         }
@@ -537,7 +510,7 @@ impl Tree {
         let top = (0..DIRECT_POINTERS).rev().map(|i| Key { level: self.height, index: i as u64 });
         let mut found = None;
         for key in top {
-            if !self.ptr(key)?.is_hole() || self.bufs.contains_key(&key) {
+            if !self.ptr(key)?.is_hole() || self.bufs.contains(key) {
                 found = Some(key);
                 break;
             }
@@ -568,7 +541,7 @@ impl Tree {
         }
         self.drop_buf(key, &mut dropped);
         self.dirty_ancestors(key, &mut dirtied);
-        if key.level == self.height || self.bufs.contains_key(&key.parent()) {
+        if key.level == self.height || self.bufs.contains(key.parent()) {
             self.set_ptr(key, BlockPtr::HOLE);
         }
         let gone = (freed.len() - already) as u64 + dropped.fresh;
@@ -577,7 +550,7 @@ impl Tree {
     }
 
     fn drop_buf(&mut self, key: Key, dropped: &mut Dropped) {
-        if self.bufs.remove(&key).is_some() && self.dirty.remove(&key) {
+        if self.bufs.remove(key).is_some_and(|(_, dirty)| dirty) {
             dropped.dirty += 1;
             let placed = !matches!(self.ptr(key), Ok(p) if p.is_hole());
             dropped.fresh += u64::from(!placed);
@@ -617,15 +590,16 @@ impl Tree {
 
     /// Offers a block to the cache's clock: whether it was removed from memory.
     pub fn evict(&mut self, key: Key, written: CpCount) -> Evicted {
-        match self.bufs.get_mut(&key) {
+        let dirty = self.bufs.is_dirty(key);
+        match self.bufs.get_mut(key) {
             None => Evicted::Gone,
-            Some(buf) if buf.dirty || buf.pinned_cp > written => Evicted::Busy,
+            Some(buf) if dirty || buf.pinned_cp > written => Evicted::Busy,
             Some(buf) if buf.hot.get() => {
                 buf.hot.set(false);
                 Evicted::Busy
             }
             Some(_) => {
-                self.bufs.remove(&key);
+                self.bufs.remove(key);
                 Evicted::Removed
             }
         }
@@ -646,6 +620,8 @@ pub(crate) enum Evicted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
     use cairn_units::{Crc, Pvbn, Vvbn};
 
     /// Places everything that is dirty, as a consistency point does.
@@ -690,17 +666,10 @@ mod tests {
         for first in [300, 256, 65_536, 65_600, 16] {
             let mut left = Tree::new(tree.height(), tree.roots(), tree.blocks());
             for key in tree.bufs.keys().filter(|k| k.level > 0) {
-                let block = tree.bufs[key].block.clone();
-                left.bufs.insert(
-                    *key,
-                    Buf {
-                        block,
-                        dirty: false,
-                        hot: Cell::new(false),
-                        pinned_cp: CpCount::new(0),
-                        queued: true,
-                    },
-                );
+                let Some(buf) = tree.bufs.get(key) else { panic!("{key:?} is there") };
+                let (block, pinned_cp) = (buf.block.clone(), CpCount::new(0));
+                let buf = Buf { block, hot: Cell::new(false), pinned_cp, queued: true };
+                left.bufs.insert(key, buf);
             }
             let (mut right, _, _) = left.cut(first);
             let mut freed = Vec::new();

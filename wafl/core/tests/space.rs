@@ -1,6 +1,10 @@
 //! Space: nothing leaks, full volumes can be emptied, large files and volumes are freed whole, and
 //! a small cache serves data larger than itself.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
 use crate::common::Rig;
 use bytes::Bytes;
 use cairn_cf::{DModule, Manage, Managed};
@@ -8,10 +12,15 @@ use cairn_op::{
     ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply,
     SetAttrs, Stability, Status, Submitted, Verifier,
 };
-use cairn_raid_group::RaidKind;
+use cairn_raid_api::{
+    AHEAD_STRIPES_MAX, Aggregate, Geometry, LogStore, Place, ReadError, ReadRequest, RootRecord,
+    Tetris, WriteError,
+};
+use cairn_raid_group::{RaidAggregate, RaidKind};
 use cairn_sim::CutPolicy;
-use cairn_sys::Payload;
-use cairn_units::{Fsid, OpNo, VserverId};
+use cairn_sys::{Block, BoxFuture, Payload};
+use cairn_units::{Fsid, OpNo, Pvbn, VserverId};
+use cairn_wafl_core::StorageManager;
 
 fn ctx() -> OpCtx {
     OpCtx {
@@ -469,4 +478,87 @@ fn an_answered_commit_survives_a_power_cut_that_keeps_nothing_unflushed() {
         assert_eq!(attrs.size, len as u64, "seed {seed}");
         check_read(&rig, obj, seed, 0, len);
     }
+}
+
+/// An aggregate that is looked at on the way to RAID.
+struct Watched {
+    inner: Arc<RaidAggregate>,
+    /// Blocks of a file that is never changed, written since the last root, and reached by it.
+    kept: Mutex<(BTreeSet<Pvbn>, BTreeSet<Pvbn>)>,
+    /// Stripes of tetrises that were told ahead.
+    told: AtomicU64,
+}
+
+impl Aggregate for Watched {
+    fn geometry(&self) -> Arc<Geometry> {
+        self.inner.geometry()
+    }
+    fn read(&self, requests: Vec<ReadRequest>) -> BoxFuture<Vec<Result<Block, ReadError>>> {
+        self.inner.read(requests)
+    }
+    fn write(&self, tetris: Tetris) -> BoxFuture<Result<(), WriteError>> {
+        let mut kept = self.kept.lock().expect("no test thread died");
+        let geometry = self.inner.geometry();
+        let in_reach = kept.1.iter().filter_map(|at| geometry.locate(*at));
+        let in_reach: BTreeSet<u64> = in_reach.map(|(_, _, stripe)| stripe).collect();
+        let wrong = tetris.ahead.iter().find(|s| in_reach.contains(s));
+        assert!(wrong.is_none(), "stripe {wrong:?} is called free, and the root reaches it");
+        assert!(tetris.ahead.is_sorted() && tetris.ahead.len() <= AHEAD_STRIPES_MAX);
+        for stripe in &tetris.stripes {
+            let told = tetris.ahead.binary_search(&stripe.stripe).is_ok();
+            self.told.fetch_add(u64::from(told), Ordering::Relaxed);
+            let mine = stripe.blocks.iter().filter(|b| b.data.starts_with(KEPT));
+            kept.0.extend(mine.map(|b| b.at));
+        }
+        self.inner.write(tetris)
+    }
+    fn commit_root(&self, root: RootRecord) -> BoxFuture<Result<(), WriteError>> {
+        let mut kept = self.kept.lock().expect("no test thread died");
+        let mut new = std::mem::take(&mut kept.0);
+        kept.1.append(&mut new);
+        drop(kept);
+        self.inner.commit_root(root)
+    }
+    fn root(&self) -> Option<RootRecord> {
+        self.inner.root()
+    }
+    fn log(&self) -> Arc<dyn LogStore> {
+        self.inner.log()
+    }
+    fn place(&self, at: Pvbn) -> Option<Place> {
+        self.inner.place(at)
+    }
+}
+
+const KEPT: &[u8] = b"never changed";
+
+/// Stripes are told to RAID before they are written, and never one that the root reaches.
+#[test]
+fn stripes_told_ahead_hold_nothing_that_the_root_reaches() {
+    let mut rig = Rig::small(5);
+    rig.sim.block_on(rig.node().shutdown()).expect("a clean stop");
+    let inner = rig.aggr.clone().expect("open");
+    let (kept, told) = (Mutex::default(), AtomicU64::new(0));
+    let watched = Arc::new(Watched { inner: inner.clone(), kept, told });
+    let opened =
+        StorageManager::open(rig.sim.world(), watched.clone(), Some(inner), rig.config.clone());
+    rig.node = Some(Arc::new(rig.sim.block_on(opened).expect("the volumes open")));
+    let root = volume(&rig, 1, 64 << 20);
+    let other = create(&rig, root, "other").unwrap();
+    let page: Vec<u8> = KEPT.iter().copied().chain(std::iter::repeat(7)).take(4096).collect();
+    for round in 0..30u64 {
+        let file = create(&rig, root, &format!("kept{round}")).unwrap();
+        let blocks = [3, 40, 200, 600][usize::try_from(round % 4).unwrap()];
+        for i in 0..blocks {
+            let data = Payload::copy_from(0, &page);
+            let (offset, stability) = (i * 4096, Stability::Unstable);
+            call(&rig, Op::Write { obj: file, offset, data, stability }).unwrap();
+            // What is overwritten later leaves holes in the stripes between.
+            write(&rig, other, round, (i % 256) * 4096, 4096).unwrap();
+        }
+        manage(&rig, Manage::ConsistencyPoint);
+    }
+    let told = watched.told.load(Ordering::Relaxed);
+    assert!(told > 500, "{told} stripes were told ahead");
+    rig.check();
 }

@@ -198,7 +198,13 @@ impl Bench {
                 stripes.push(StripeWrite { stripe, blocks, rest_is_free: !others });
             }
         }
-        Tetris { group: group.group, stripes }
+        let reached = |stripe: u64| {
+            group.data.iter().any(|c| self.committed.contains_key(&c.pvbn_base.plus(stripe).get()))
+        };
+        let end = (first + 3 * count).min(group.stripes.get());
+        let ahead = (first..end).filter(|s| !reached(*s));
+        let ahead = if self.next % 3 == 0 { Arc::default() } else { ahead.collect() };
+        Tetris { group: group.group, stripes, ahead }
     }
 
     pub fn write(&mut self, full_share: u64) -> Option<Result<(), WriteError>> {
