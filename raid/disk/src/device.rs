@@ -93,6 +93,10 @@ impl Device {
             _ if failed => (&self.errors, None),
             Work::Read(n) => (&self.reads, Some((&self.blocks_read, n))),
             Work::Write(n) => (&self.writes, Some((&self.blocks_written, n))),
+            Work::WriteStable(n) => {
+                self.flushes.fetch_add(1, Ordering::Relaxed);
+                (&self.writes, Some((&self.blocks_written, n)))
+            }
             Work::Flush => (&self.flushes, None),
             Work::Discard => return,
         };
@@ -102,6 +106,10 @@ impl Device {
         }
     }
 
+    /// A flush failed, or nobody knows how it ended.
+    pub(crate) fn note_failed_flush(&self) {
+        self.flush_failed.store(true, Ordering::Release);
+    }
     pub(crate) fn flush_has_failed(&self) -> bool {
         self.flush_failed.load(Ordering::Acquire)
     }
@@ -129,6 +137,8 @@ impl Device {
 pub(crate) enum Op {
     Read(Vec<BlockMut>),
     Write(Vec<Block>),
+    /// Write, then flush.
+    WriteStable(Vec<Block>),
     Flush,
     Discard(Blocks),
 }
@@ -138,15 +148,22 @@ pub(crate) enum Op {
 pub(crate) enum Work {
     Read(u64),
     Write(u64),
+    WriteStable(u64),
     Flush,
     Discard,
+}
+
+impl Work {
+    fn flushes(self) -> bool {
+        matches!(self, Self::Flush | Self::WriteStable(_))
+    }
 }
 
 impl Op {
     pub(crate) fn blocks(&self) -> u64 {
         match self {
             Self::Read(bufs) => bufs.len() as u64,
-            Self::Write(blocks) => blocks.len() as u64,
+            Self::Write(blocks) | Self::WriteStable(blocks) => blocks.len() as u64,
             Self::Flush => 0,
             Self::Discard(count) => count.get(),
         }
@@ -155,6 +172,7 @@ impl Op {
         match self {
             Self::Read(_) => Work::Read(self.blocks()),
             Self::Write(_) => Work::Write(self.blocks()),
+            Self::WriteStable(_) => Work::WriteStable(self.blocks()),
             Self::Flush => Work::Flush,
             Self::Discard(_) => Work::Discard,
         }
@@ -225,8 +243,8 @@ impl Head {
 
     fn note_failure(&self) {
         self.device.count(self.work, true);
-        if matches!(self.work, Work::Flush) {
-            self.device.flush_failed.store(true, Ordering::Release);
+        if self.work.flushes() {
+            self.device.note_failed_flush();
         }
     }
 
@@ -239,7 +257,7 @@ impl Head {
             return;
         };
         if matches!(work, Work::Flush) && result.is_err() {
-            device.flush_failed.store(true, Ordering::Release);
+            device.note_failed_flush();
         }
         device.count(work, result.is_err());
         let answer = match (result, op) {

@@ -59,7 +59,7 @@ fn at_once(device: &Device, at: Dbn, op: &Op) -> Option<Answer> {
         return Some(Err(error));
     }
     match op {
-        Op::Flush if device.flush_has_failed() => {
+        Op::Flush | Op::WriteStable(_) if device.flush_has_failed() => {
             let reason = "an earlier flush failed: what is stable is unknown".to_owned();
             Some(Err(DiskError::Gone { reason }))
         }
@@ -94,6 +94,14 @@ impl Disk for DriverDisk {
     fn write(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
         let answer = self.start(at, Op::Write(blocks));
         Box::pin(async move { answer.await.map(drop) })
+    }
+    fn write_stable(
+        &self,
+        at: Dbn,
+        blocks: Vec<Block>,
+    ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
+        let answer = self.start(at, Op::WriteStable(blocks));
+        Ok(Box::pin(async move { answer.await.map(drop) }))
     }
     fn flush(&self) -> BoxFuture<Result<(), DiskError>> {
         let answer = self.start(Dbn::new(0), Op::Flush);

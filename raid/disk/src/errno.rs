@@ -7,7 +7,7 @@ use std::io;
 use cairn_units::{Blocks, Dbn};
 
 use crate::DiskError;
-use crate::device::DeviceKind;
+use crate::device::{Device, DeviceKind};
 
 /// The blocks that a request touched.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,14 @@ pub(crate) fn disk_error(errno: i32, kind: DeviceKind, extent: Extent) -> DiskEr
         // EIO, EILSEQ, ENODATA, EREMOTEIO and whatever else concerns these blocks.
         _ => DiskError::Medium { at: extent.at, count: extent.count },
     }
+}
+
+/// The flush of a write that is to be stable failed: from now on nobody knows what the device
+/// holds.
+pub(crate) fn flush_error(device: &Device, errno: i32) -> DiskError {
+    device.note_failed_flush();
+    let kernel = io::Error::from_raw_os_error(errno);
+    DiskError::Gone { reason: format!("flush: {kernel}") }
 }
 
 #[cfg(test)]

@@ -139,6 +139,19 @@ pub trait Disk: Send + Sync + 'static {
     /// After an error it is unknown which writes are stable; the disk must be taken out.
     fn flush(&self) -> BoxFuture<Result<(), DiskError>>;
 
+    /// Writes `blocks` from `at` on and makes them stable, in one request. A driver that has no
+    /// such request gives the blocks back: the caller writes and flushes them.
+    ///
+    /// # Errors
+    /// In the future: those of [`Self::write`]; a flush that failed is [`DiskError::Gone`].
+    fn write_stable(
+        &self,
+        _at: Dbn,
+        blocks: Vec<Block>,
+    ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
+        Err(blocks)
+    }
+
     /// Tells the device that `count` blocks from `at` on hold nothing; they read as anything.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use cairn_units::{BLOCK_BYTES, Blocks};
 
 use crate::device::{Device, DeviceKind, Head, Op, Request};
 use crate::driver::Queue;
-use crate::errno::{Extent, disk_error};
+use crate::errno::{Extent, disk_error, flush_error};
 use crate::vector::Vector;
 use crate::{DiskError, DriverOptions};
 
@@ -174,6 +174,11 @@ fn perform(job: &mut Job) -> Result<(), DiskError> {
         Op::Read(bufs) => transfer(Way::Read, device, job.offset, extent, Vector::of_bufs(bufs)),
         Op::Write(blocks) => {
             transfer(Way::Write, device, job.offset, extent, Vector::of_blocks(blocks))
+        }
+        Op::WriteStable(blocks) => {
+            transfer(Way::Write, device, job.offset, extent, Vector::of_blocks(blocks))?;
+            let flushed = device.file.sync_data();
+            flushed.map_err(|e| flush_error(device, e.raw_os_error().unwrap_or(libc::EIO)))
         }
         Op::Flush => {
             device.file.sync_data().map_err(|e| failed(e.raw_os_error().unwrap_or(libc::EIO)))

@@ -38,7 +38,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::device::{DISK_REQUESTS_MAX, Op, Request};
 use crate::driver::Queue;
-use crate::errno::disk_error;
+use crate::errno::{disk_error, flush_error};
 use crate::vector::Vector;
 use crate::{DiskError, DriverOptions};
 
@@ -54,6 +54,8 @@ const RETRIES_MAX: u32 = 16;
 const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Marks the completion of the eventfd read.
 const WAKE: u64 = u64::MAX;
+/// Marks the completion of the flush behind the write of a slot.
+const SYNC: u64 = 1 << 62;
 
 const _: () = assert!(DISK_REQUESTS_MAX <= COMPLETIONS as usize);
 
@@ -177,6 +179,8 @@ struct InFlight {
     done: u64,
     retries: u32,
     deadline: Instant,
+    /// Results so far of a write that is to be stable: the write, the flush linked to it.
+    linked: [Option<i32>; 2],
 }
 
 /// Slabs of the block pool that the kernel knows, by address.
@@ -320,11 +324,11 @@ impl Back {
         }
         let vector = match &mut request.op {
             Op::Read(bufs) => Vector::of_bufs(bufs),
-            Op::Write(blocks) => Vector::of_blocks(blocks),
+            Op::Write(blocks) | Op::WriteStable(blocks) => Vector::of_blocks(blocks),
             Op::Flush | Op::Discard(_) => Vector::of_blocks(&[]),
         };
         let deadline = now() + self.timeout;
-        let flight = InFlight { request, vector, done: 0, retries: 0, deadline };
+        let flight = InFlight { request, vector, done: 0, retries: 0, deadline, linked: [None; 2] };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -344,14 +348,22 @@ impl Back {
             None => None,
         };
         let entry = entry_for(flight, fixed).user_data(slot as u64);
-        self.push(&entry)
+        if !matches!(flight.request.op, Op::WriteStable(_)) {
+            return self.push(&[entry]);
+        }
+        // The flush begins when the write has succeeded; else it is cancelled.
+        let raw = flight.request.head.device.file.as_raw_fd();
+        let sync = opcode::Fsync::new(types::Fd(raw)).flags(types::FsyncFlags::DATASYNC).build();
+        let sync = sync.user_data(slot as u64 | SYNC);
+        self.push(&[entry.flags(squeue::Flags::IO_LINK), sync])
     }
 
-    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+    /// Submits entries one behind the other, in one call into the kernel.
+    fn push(&mut self, entries: &[squeue::Entry]) -> io::Result<()> {
         loop {
-            // SAFETY: the memory that the entry names is owned by a slot (or is `wake_count`) and
+            // SAFETY: the memory that the entries name is owned by a slot (or is `wake_count`) and
             // stays there until its completion; if the thread ends first, it is leaked.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+            if unsafe { self.ring.submission().push_multiple(entries) }.is_ok() {
                 return Ok(());
             }
             match self.ring.submit() {
@@ -371,7 +383,7 @@ impl Back {
                 self.wake_count.as_mut_ptr(),
                 8,
             );
-            self.push(&read.build().user_data(WAKE))?;
+            self.push(&[read.build().user_data(WAKE)])?;
             self.wake_armed = true;
         }
         let idle = {
@@ -426,19 +438,31 @@ impl Back {
     fn reap(&mut self) -> io::Result<()> {
         self.collect();
         while let Some((user_data, result)) = self.completions.pop() {
-            match usize::try_from(user_data) {
-                Ok(slot) if user_data != WAKE => self.complete(slot, result)?,
+            match usize::try_from(user_data & !SYNC) {
+                Ok(slot) if user_data != WAKE => self.complete(slot, user_data & SYNC, result)?,
                 _ => self.wake_armed = false,
             }
         }
         Ok(())
     }
 
-    fn complete(&mut self, slot: usize, result: i32) -> io::Result<()> {
+    fn complete(&mut self, slot: usize, sync: u64, result: i32) -> io::Result<()> {
         let Some(mut flight) = self.slots.get_mut(slot).and_then(Option::take) else {
             return Ok(());
         };
-        match flight.progress(result) {
+        let progress = match flight.request.op {
+            Op::WriteStable(_) => {
+                flight.linked[usize::from(sync != 0)] = Some(result);
+                let [Some(write), Some(sync)] = flight.linked else {
+                    self.slots[slot] = Some(flight);
+                    return Ok(());
+                };
+                flight.linked = [None; 2];
+                flight.progress_stable(write, sync)
+            }
+            _ => flight.progress(result),
+        };
+        match progress {
             Progress::Again => {
                 self.slots[slot] = Some(flight);
                 self.submit_slot(slot)
@@ -478,6 +502,22 @@ enum Progress {
 }
 
 impl InFlight {
+    /// What the kernel's answers to a write and the flush behind it mean.
+    fn progress_stable(&mut self, write: i32, sync: i32) -> Progress {
+        match self.progress(write) {
+            Progress::Ended(Ok(())) if sync < 0 => {}
+            other => return other,
+        }
+        let errno = sync.saturating_neg();
+        if matches!(errno, libc::EAGAIN | libc::EINTR | libc::ECANCELED)
+            && self.retries < RETRIES_MAX
+        {
+            self.retries += 1;
+            return Progress::Again;
+        }
+        Progress::Ended(Err(flush_error(&self.request.head.device, errno)))
+    }
+
     /// What the kernel's answer means.
     fn progress(&mut self, result: i32) -> Progress {
         let extent = self.request.extent();
@@ -523,7 +563,7 @@ fn entry_for(flight: &InFlight, fixed: Option<u16>) -> squeue::Entry {
     let offset = request.offset() + flight.done;
     let write = match &request.op {
         Op::Read(_) => false,
-        Op::Write(_) => true,
+        Op::Write(_) | Op::WriteStable(_) => true,
         Op::Flush => {
             return opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
         }

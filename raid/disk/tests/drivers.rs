@@ -324,3 +324,59 @@ fn flush_that_timed_out_is_never_followed_by_one_that_is_ok() {
         assert!(matches!(&later, Err(DiskError::Gone { reason }) if reason.contains("flush")));
     }
 }
+
+/// Many stable writes at once, of all sizes, beside plain ones: all are there, counted once, and
+/// flushed; one outside the disk is refused and spoils nothing.
+#[test]
+fn stable_writes_are_written_and_flushed_in_one_request() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let path = scratch.disk("d");
+        let disk = open_one(&path, driver).unwrap();
+        let stable = |at: u64, count: usize| {
+            let blocks = (0..count).map(|i| pattern(at + i as u64)).collect();
+            disk.write_stable(Dbn::new(at), blocks).expect("both drivers have such a request")
+        };
+        let before = disk.counters();
+        let mut writes = Vec::new();
+        for round in 0..40u64 {
+            writes.push(stable(round * 20, usize::try_from(round % 17).unwrap() + 1));
+            writes.push(disk.write(Dbn::new(round * 20 + 18), vec![pattern(round)]));
+        }
+        for answer in block_on(join_all(writes)) {
+            answer.unwrap();
+        }
+        let after = disk.counters();
+        assert_eq!((after.writes - before.writes, after.flushes - before.flushes), (80, 40));
+        let blocks: u64 = (0..40).map(|round| round % 17 + 2).sum();
+        assert_eq!(after.blocks_written - before.blocks_written, blocks);
+        let end = disk.info().blocks.get();
+        let outside = block_on(stable(end - 1, 2));
+        assert!(matches!(outside, Err(DiskError::OutOfRange { .. })), "{outside:?}");
+        block_on(stable(end - 1, 1)).unwrap();
+        block_on(disk.flush()).unwrap();
+        drop(disk);
+        let disk = open_one(&path, driver).unwrap();
+        for round in 0..40u64 {
+            let count = usize::try_from(round % 17).unwrap() + 1;
+            let found = block_on(read_blocks(&*disk, round * 20, count));
+            for (i, block) in (round * 20..).zip(found) {
+                assert!(*block == *pattern(i), "block {i}");
+            }
+        }
+    }
+}
+
+/// The time of a stable write is up: what the device holds is unknown from then on.
+#[test]
+fn stable_write_that_timed_out_is_never_followed_by_a_flush_that_is_ok() {
+    for driver in drivers().into_iter().filter(|d| *d == Driver::Uring) {
+        let scratch = Scratch::new();
+        let options = DriverOptions { driver, request_timeout: Duration::ZERO };
+        let disk = open_with(&scratch.disk("d"), options).unwrap();
+        let write = disk.write_stable(Dbn::new(7), vec![pattern(1)]).expect("the ring has one");
+        assert!(matches!(block_on(write), Err(DiskError::TimedOut { .. })));
+        let later = block_on(disk.flush());
+        assert!(matches!(&later, Err(DiskError::Gone { reason }) if reason.contains("flush")));
+    }
+}

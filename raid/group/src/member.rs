@@ -109,8 +109,13 @@ impl Member {
 
     /// Writes and flushes, apart from the flush intervals (labels, configuration, logs, roots).
     pub(crate) async fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> Result<(), DiskError> {
-        self.disk.write(at, blocks).await?;
-        self.disk.flush().await
+        match self.disk.write_stable(at, blocks) {
+            Ok(done) => done.await,
+            Err(blocks) => {
+                self.disk.write(at, blocks).await?;
+                self.disk.flush().await
+            }
+        }
     }
 }
 

@@ -317,6 +317,9 @@ impl Core {
 }
 
 async fn write_log_blocks(member: &Member, at: Dbn, blocks: Vec<Block>) -> Result<(), DiskError> {
+    if blocks.len() <= cairn_raid_disk::REQUEST_BLOCKS_MAX && !mutant("stripe-log-not-flushed") {
+        return member.write_stable(at, blocks).await;
+    }
     for (i, chunk) in blocks.chunks(cairn_raid_disk::REQUEST_BLOCKS_MAX).enumerate() {
         let offset = (i * cairn_raid_disk::REQUEST_BLOCKS_MAX) as u64;
         member.disk.write(at.plus(offset), chunk.to_vec()).await?;
