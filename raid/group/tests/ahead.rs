@@ -8,6 +8,9 @@ use cairn_raid_api::{
 };
 use cairn_units::{CpCount, Fsid, Vvbn};
 
+/// In the seeds of what [`whole`] writes.
+const MINE: u64 = 1 << 63;
+
 /// `count` whole stripes from `first` on, of which nothing was written yet.
 fn whole(bench: &mut Bench, first: u64, count: u64, ahead: &[u64]) -> Tetris {
     let geometry = bench.agg().geometry();
@@ -17,10 +20,10 @@ fn whole(bench: &mut Bench, first: u64, count: u64, ahead: &[u64]) -> Tetris {
         let mut blocks = Vec::new();
         for column in &group.data {
             let at = column.pvbn_base.plus(stripe);
-            let seed = at.get();
+            let seed = MINE | bench.cp << 40 | at.get();
             let data = noise(seed);
             let cp = CpCount::new(bench.cp + 1);
-            let tag = BlockTag { fsid: Fsid::new(1), vvbn: Vvbn::new(seed), cp };
+            let tag = BlockTag { fsid: Fsid::new(1), vvbn: Vvbn::new(at.get()), cp };
             blocks.push(WriteBlock { at, crc: crc(&data), data, tag });
             bench.pending.insert(at.get(), seed);
         }
@@ -70,7 +73,13 @@ fn power_cut_anywhere_in_tetrises_that_share_a_log_write_leaves_whole_stripes() 
         bench.stripes = 40;
         bench.offset = 300;
         assert!(bench.cp(30));
+        // The stripes held something that is free now: what is on the disks has stamps.
         let ahead: Vec<u64> = (0..64).collect();
+        let old = whole(&mut bench, 0, 64, &[]);
+        write(&bench, old);
+        bench.commit().expect("no cut").expect("commit");
+        bench.pending.retain(|_, seed| *seed & MINE == 0);
+        bench.commit().expect("no cut").expect("commit");
         let tetrises: Vec<Tetris> = (0..4).map(|i| whole(&mut bench, 12 * i, 12, &ahead)).collect();
         bench.sim.cut_power_at(n);
         let agg = bench.agg();
