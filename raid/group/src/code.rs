@@ -5,7 +5,7 @@
 //! A column that does not exist counts as zeros. Source: Corbett et al., "Row-Diagonal Parity for
 //! Double Disk Failure Correction", FAST 2004.
 
-use cairn_raid_parity::{Column, Kernels, Ring, RingIndex};
+use cairn_raid_parity::{Bytes, Column, Kernels, Ring, RingIndex};
 use cairn_sys::{Block, BlockMut};
 
 use cairn_raid_api::RaidKind;
@@ -29,9 +29,19 @@ pub(crate) struct Parity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooMany(pub u16);
 
-/// `a ^= b`; a block that others hold is copied first.
-pub(crate) fn xor_block(into: &mut Block, from: &Block) {
-    Kernels::best().xor_into(into.make_mut(), &from[..]);
+/// `a ^ b`.
+fn sum_of(a: &Block, b: &Block) -> Block {
+    let mut sum = BlockMut::dirty();
+    Kernels::best().xor_all(&[a, b], &mut sum);
+    sum.freeze()
+}
+
+impl Parity {
+    /// What it becomes when columns change: `change` is parity of what goes and what comes.
+    pub(crate) fn changed_by(&self, change: &Self) -> Self {
+        let diagonals = self.diagonal.as_ref().zip(change.diagonal.as_ref());
+        Self { row: sum_of(&self.row, &change.row), diagonal: diagonals.map(|(a, b)| sum_of(a, b)) }
+    }
 }
 
 impl Code {
@@ -45,10 +55,20 @@ impl Code {
         if column == self.p - 1 { Some(ring.row_parity()) } else { ring.data(column) }
     }
 
-    /// Parity of the data columns given; those left out count as zeros.
+    /// Parity of the data columns given; those left out count as zeros, and one that is given
+    /// twice as what differs.
     pub(crate) fn encode<'a>(self, data: impl Iterator<Item = (u16, &'a Block)>) -> Parity {
-        let columns: Vec<Column<'_>> =
-            data.filter_map(|(c, block)| Some(Column { index: self.index(c)?, block })).collect();
+        self.encode_ahead(data, &[])
+    }
+
+    /// [`Self::encode`], while the blocks `next`, those of the next stripe, come from memory.
+    pub(crate) fn encode_ahead<'a>(
+        self,
+        data: impl Iterator<Item = (u16, &'a Block)>,
+        next: &[&Bytes],
+    ) -> Parity {
+        let mut columns: Vec<Column<'_>> = Vec::with_capacity(usize::from(self.p));
+        columns.extend(data.filter_map(|(c, block)| Some(Column { index: self.index(c)?, block })));
         let (kernels, mut row) = (Kernels::best(), BlockMut::dirty());
         if self.kind == RaidKind::Raid4 {
             let blocks: Vec<_> = columns.iter().map(|c| c.block).collect();
@@ -56,7 +76,7 @@ impl Code {
             return Parity { row: row.freeze(), diagonal: None };
         }
         let mut diagonal = BlockMut::dirty();
-        kernels.encode(self.ring(), &columns, &mut row, &mut diagonal);
+        kernels.encode_ahead(self.ring(), &columns, next, &mut row, &mut diagonal);
         Parity { row: row.freeze(), diagonal: Some(diagonal.freeze()) }
     }
 
@@ -151,6 +171,25 @@ mod tests {
                     assert!(broken == whole, "p {p}, columns {a} and {b}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn parity_of_what_goes_and_comes_leads_from_old_parity_to_new() {
+        for (kind, p) in [(RaidKind::RaidDp, 17), (RaidKind::RaidDp, 257), (RaidKind::Raid4, 17)] {
+            let code = Code { kind, p };
+            let old: Vec<(u16, Block)> = (0..9).map(|c| (c, noise(u64::from(c) + 1))).collect();
+            let mut new = old.clone();
+            let mut changes = Vec::new();
+            for c in [1, 4, 8] {
+                new[c].1 = noise(50 + c as u64);
+                changes.extend([old[c].clone(), new[c].clone()]);
+            }
+            let parity = |of: &[(u16, Block)]| code.encode(of.iter().map(|(c, b)| (*c, b)));
+            let want = parity(&new);
+            assert!(parity(&old).changed_by(&parity(&changes)) == want, "{kind:?} {p}");
+            let next = [&*old[0].1, &*old[1].1];
+            assert!(code.encode_ahead(new.iter().map(|(c, b)| (*c, b)), &next) == want);
         }
     }
 

@@ -9,10 +9,11 @@ use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
 
 use cairn_raid_api::{AHEAD_STRIPES_MAX, ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
+use cairn_raid_parity::Bytes;
 use cairn_sys::{Block, mutant};
 use cairn_units::GroupNo;
 
-use crate::code::{Parity, xor_block};
+use crate::code::Parity;
 use crate::core::{Core, Interval, Mark, Purpose, Writes, count};
 use crate::layout::STRIPE_LOG_BLOCKS_MIN;
 use crate::member::Member;
@@ -315,11 +316,11 @@ impl Core {
             asked += self.read_cells(group, stamps, &mut cells, all).await;
         }
         count(&self.counters.parity_read_blocks, asked);
-        let outcomes = jobs
-            .iter()
-            .zip(&cells)
-            .map(|(job, cells)| job.outcome(group, cells))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for (i, (job, cells)) in jobs.iter().zip(&cells).enumerate() {
+            let next = jobs.get(i + 1).map_or(Vec::new(), Job::new_blocks);
+            outcomes.push(job.outcome(group, cells, &next)?);
+        }
         Ok((cells, outcomes))
     }
 
@@ -363,7 +364,7 @@ impl Core {
                 continue;
             }
             let (Some(entry), Some(block)) = (stamps.entry(i, job.stripe), block) else { continue };
-            entry.lock().set(job.stripe, stamp_parity(crc_of(&block)));
+            entry.lock().set(job.stripe, stamp_parity(crc_of(block)));
             writes.put(i, job.stripe, block.clone());
             count(&self.counters.parity_blocks, 1);
         }
@@ -459,7 +460,18 @@ impl Job {
         }
     }
 
-    fn outcome(&self, group: &GroupView, cells: &StripeCells) -> Result<Outcome, WriteError> {
+    /// The blocks that come.
+    fn new_blocks(&self) -> Vec<&Bytes> {
+        self.new.iter().flatten().map(|block| &*block.data).collect()
+    }
+
+    /// Computes parity, while the blocks `next` come from memory.
+    fn outcome(
+        &self,
+        group: &GroupView,
+        cells: &StripeCells,
+        next: &[&Bytes],
+    ) -> Result<Outcome, WriteError> {
         let width = self.new.len();
         let column = |i: usize| group.slots[i].column.get();
         if self.path == Path::Delta {
@@ -488,7 +500,9 @@ impl Job {
                 None => kept[i].as_ref(),
             }
         };
-        let parity = group.code.encode((0..width).filter_map(|i| value(i).map(|b| (column(i), b))));
+        let values = (0..width).filter_map(|i| value(i).map(|b| (column(i), b)));
+        let parity = group.code.encode_ahead(values, next);
+        warm_crcs(&parity);
         let rest = if self.path == Path::Full || !self.any_unmodified(group) {
             Rest::None
         } else if self.rest_zero {
@@ -519,27 +533,18 @@ impl Job {
         }
         let Some(row) = row else { return Err(self.lost(group, 1)) };
         let base = Parity { row, diagonal };
-        let apply = |blocks: Vec<(u16, Block)>| {
-            let change = group.code.encode(blocks.iter().map(|(c, b)| (*c, b)));
-            let mut out = base.clone();
-            xor_block(&mut out.row, &change.row);
-            if let (Some(to), Some(from)) = (&mut out.diagonal, &change.diagonal) {
-                xor_block(to, from);
-            }
-            out
-        };
+        let apply =
+            |blocks: &[(u16, &Block)]| base.changed_by(&group.code.encode(blocks.iter().copied()));
         let mut changes = Vec::new();
         let mut going = Vec::new();
         for i in 0..width {
             let old = cells.cells[i].good();
             match (&self.new[i], old) {
                 (Some(block), Some(old)) => {
-                    let mut change = old.clone();
-                    xor_block(&mut change, &block.data);
-                    changes.push((column(i), change));
-                    going.push((column(i), old.clone()));
+                    changes.extend([(column(i), old), (column(i), &block.data)]);
+                    going.push((column(i), old));
                 }
-                (None, Some(old)) => going.push((column(i), old.clone())),
+                (None, Some(old)) => going.push((column(i), old)),
                 _ => {}
             }
         }
@@ -548,10 +553,12 @@ impl Job {
         } else if self.rest_zero {
             Rest::Zero
         } else {
-            let partial = apply(going);
+            let partial = apply(&going);
             Rest::Partial(core::iter::once(partial.row).chain(partial.diagonal).collect())
         };
-        Ok(Outcome { parity: apply(changes), rest, old: None })
+        let parity = apply(&changes);
+        warm_crcs(&parity);
+        Ok(Outcome { parity, rest, old: None })
     }
 
     fn lost(&self, group: &GroupView, lost: u16) -> WriteError {
@@ -581,5 +588,12 @@ impl Job {
             }
         }
         Record { group: group.group, stripe: self.stripe, mask, fresh, twin, rest }
+    }
+}
+
+/// Takes the checksums that the stamps will need while the blocks are in the cache; they keep them.
+fn warm_crcs(parity: &Parity) {
+    for block in core::iter::once(&parity.row).chain(&parity.diagonal) {
+        crc_of(block);
     }
 }

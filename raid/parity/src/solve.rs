@@ -13,61 +13,69 @@
 use cairn_units::BLOCK_BYTES;
 
 use crate::Bytes;
+use crate::kernels::body::{chunk, chunk_mut};
+use crate::kernels::{RowSum, Sum};
 use crate::ring::{Ring, RingIndex, Suspect};
 
-/// Turns (row syndromes, diagonal syndromes) into (block of `lost[0]`, block of `lost[1]`).
+/// Turns the row syndromes in `blocks[0]`, and the diagonal ones, into the two lost blocks.
 #[inline(always)]
-pub(crate) fn solve_pair(
+pub(crate) fn solve_pair<S: Sum>(
     ring: Ring,
     lost: [RingIndex; 2],
-    rows: &mut Bytes,
-    diagonals: &mut Bytes,
+    diagonals: &Bytes,
+    blocks: [&mut Bytes; 2],
 ) {
-    let mut first = [0u8; BLOCK_BYTES];
-    let mut second = [0u8; BLOCK_BYTES];
     match ring {
-        Ring::P17 => {
-            walk::<256>(lost[0], lost[1], rows, diagonals, &mut first, &mut second);
-            walk::<256>(lost[1], lost[0], rows, diagonals, &mut second, &mut first);
-        }
-        Ring::P257 => {
-            walk::<16>(lost[0], lost[1], rows, diagonals, &mut first, &mut second);
-            walk::<16>(lost[1], lost[0], rows, diagonals, &mut second, &mut first);
-        }
+        Ring::P17 => walks::<S, 256>(lost, diagonals, blocks),
+        Ring::P257 => walks::<RowSum, 16>(lost, diagonals, blocks),
     }
-    *rows = first;
-    *diagonals = second;
 }
 
-/// Walks from the diagonal on which `b` has its zero row; `R` is the size of a row.
+/// Both walks, with rows of `R` bytes. A row's syndrome is needed once, just before both blocks get
+/// that row.
 #[inline(always)]
-fn walk<const R: usize>(
-    a: RingIndex,
-    b: RingIndex,
-    rows: &Bytes,
+fn walks<S: Sum<R>, const R: usize>(
+    [a, b]: [RingIndex; 2],
     diagonals: &Bytes,
-    block_a: &mut Bytes,
-    block_b: &mut Bytes,
+    [first, second]: [&mut Bytes; 2],
 ) {
+    // What the other column has on the diagonal; at first its zero row.
+    let mut other = S::zero();
+    for (row, diagonal) in walk::<R>(a, b) {
+        other.add(chunk(diagonals, diagonal));
+        let value = other;
+        other.add(chunk(first, row));
+        value.store(chunk_mut(first, row));
+        other.store(chunk_mut(second, row));
+    }
+    let mut other = S::zero();
+    for (row, diagonal) in walk::<R>(b, a) {
+        other.add(chunk(diagonals, diagonal));
+        let value = other;
+        other.add(chunk(first, row));
+        value.store(chunk_mut(second, row));
+        other.store(chunk_mut(first, row));
+    }
+}
+
+/// Where the rows of `a` and the diagonals that they lie on begin, from the diagonal on which `b`
+/// has its zero row; rows are of `R` bytes.
+#[inline(always)]
+fn walk<const R: usize>(a: RingIndex, b: RingIndex) -> impl Iterator<Item = (usize, usize)> {
     let p = BLOCK_BYTES / R + 1;
     let (a, b) = (a.at(), b.at());
-    // What the other column has on the diagonal; at first its zero row.
-    let mut other = [0u8; R];
-    let mut diagonal = (b + p - 1) % p;
-    while diagonal != p - 1 {
-        let row = (diagonal + p - a) % p;
-        if row == p - 1 {
-            break;
+    // Of a sum of two terms below p: cheaper than a division.
+    let modulo = move |sum: usize| if sum >= p { sum - p } else { sum };
+    let mut diagonal = modulo(b + p - 1);
+    core::iter::from_fn(move || {
+        let row = modulo(diagonal + p - a);
+        if row == p - 1 || diagonal == p - 1 {
+            return None;
         }
-        let (at, q) = (row * R, diagonal * R);
-        for i in 0..R {
-            let value = diagonals[q + i] ^ other[i];
-            block_a[at + i] = value;
-            other[i] = rows[at + i] ^ value;
-            block_b[at + i] = other[i];
-        }
-        diagonal = (row + b) % p;
-    }
+        let at = (row * R, diagonal * R);
+        diagonal = modulo(row + b);
+        Some(at)
+    })
 }
 
 /// What the syndromes of [`crate::Kernels::syndromes`] say. If exactly one column is wrong, this

@@ -176,6 +176,114 @@ fn parity_is_what_the_definition_says() {
 }
 
 #[test]
+fn parity_is_the_same_with_blocks_fetched_ahead() {
+    for kernels in Kernels::all() {
+        for ring in RINGS {
+            for width in 0..=indices(ring).len() {
+                let stripe = Stripe::encoded(kernels, ring, &indices(ring)[..width], 8);
+                let columns = stripe.columns(&[]);
+                // As many blocks ahead as there are columns, none, fewer, more.
+                for ahead in [width, 0, width / 2, 20] {
+                    let next = vec![&stripe.row; ahead];
+                    let (mut row, mut diagonal) = ([5; 4096], [6; 4096]);
+                    kernels.encode_ahead(ring, &columns, &next, &mut row, &mut diagonal);
+                    let same = row == stripe.row && diagonal == stripe.diagonal;
+                    assert!(same, "{kernels:?} {ring:?} {width}, {ahead} ahead");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parity_of_wide_groups_is_what_the_definition_says() {
+    let ring = Ring::P257;
+    // Neighbours, and columns far from each other, in more than one go, from either end.
+    let groups: [Vec<u16>; 5] = [
+        (0..17).collect(),
+        (0..41).collect(),
+        (200..256).collect(),
+        (0..256).step_by(7).collect(),
+        (0..256).rev().step_by(5).collect(),
+    ];
+    for kernels in Kernels::all() {
+        for group in &groups {
+            let stripe = Stripe::encoded(kernels, ring, group, 9);
+            let want = defined_parity(&stripe);
+            assert!((stripe.row, stripe.diagonal) == want, "{kernels:?} {group:?}");
+            let next = vec![&stripe.row; group.len()];
+            let (mut row, mut diagonal) = ([5; 4096], [6; 4096]);
+            kernels.encode_ahead(ring, &stripe.columns(&[]), &next, &mut row, &mut diagonal);
+            assert!((row, diagonal) == want, "{kernels:?} {group:?} ahead");
+        }
+    }
+}
+
+#[test]
+fn every_pair_of_lost_columns_is_rebuilt_at_every_width() {
+    for kernels in Kernels::all() {
+        for ring in RINGS {
+            for width in 1..=indices(ring).len() {
+                let stripe = Stripe::encoded(kernels, ring, &indices(ring)[..width], 10);
+                let mut all: Vec<RingIndex> = stripe.data.iter().map(|(i, _)| *i).collect();
+                all.push(ring.row_parity());
+                for (n, a) in all.iter().enumerate() {
+                    for b in &all[n + 1..] {
+                        let got = rebuilt_pair(kernels, &stripe, [*a, *b]);
+                        let same = got[0] == *stripe.block(*a) && got[1] == *stripe.block(*b);
+                        assert!(same, "{kernels:?} {ring:?} {width}: {a:?} {b:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_column_given_twice_counts_as_its_change() {
+    for kernels in Kernels::all() {
+        for ring in RINGS {
+            for changed in 1..=7 {
+                let old = Stripe::encoded(kernels, ring, &indices(ring), 11);
+                let mut new = old.clone();
+                let mut both = Vec::new();
+                for i in 0..changed {
+                    let at = i * 2 + 1;
+                    new.data[at].1 = noise(100 + i as u64);
+                    let index = old.data[at].0;
+                    both.push(Column { index, block: &old.data[at].1 });
+                }
+                for (index, block) in new.data.iter().skip(1).step_by(2).take(changed) {
+                    both.push(Column { index: *index, block });
+                }
+                let (mut row, mut diagonal) = ([1; 4096], [1; 4096]);
+                kernels.encode(ring, &both, &mut row, &mut diagonal);
+                kernels.xor_into(&mut row, &old.row);
+                kernels.xor_into(&mut diagonal, &old.diagonal);
+                assert!((row, diagonal) == defined_parity(&new), "{kernels:?} {ring:?} {changed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn any_number_of_blocks_adds_up() {
+    let blocks: Vec<Bytes> = (0..40).map(noise).collect();
+    let mut want = [0; 4096];
+    for count in 0..=blocks.len() {
+        let these: Vec<&Bytes> = blocks[..count].iter().collect();
+        for kernels in Kernels::all() {
+            let mut got = [7; 4096];
+            kernels.xor_all(&these, &mut got);
+            assert!(got == want, "{kernels:?} {count}");
+        }
+        if let Some(block) = blocks.get(count) {
+            want.iter_mut().zip(block).for_each(|(w, b)| *w ^= b);
+        }
+    }
+}
+
+#[test]
 fn every_double_failure_is_rebuilt_as_elimination_says() {
     for ring in RINGS {
         let stripe = Stripe::encoded(Kernels::best(), ring, &indices(ring), 2);

@@ -1,35 +1,49 @@
 //! Speed of the parity kernels, as JSON lines: one line for each (task, kernels, place).
 //!
 //! Layer: benchmarks. Every figure is bytes of data per second of *thread CPU time* (wall time is
-//! shared with whatever else the machine does), and its ratio to a memory copy of the same bytes
-//! measured right beside it. `cache` works on one stripe again and again, `dram` walks over more
-//! stripes than any cache holds. Run with `cargo run --release -p cairn-perf-parity`; words after
-//! `--` (`dram`, `Avx512`, `encode`, `17`) choose what has all of them.
+//! shared with whatever else the machine does), and its ratio to a memory copy of the same blocks,
+//! and to ISA-L's counterpart, measured right beside it. `cache` works on two stripes in
+//! turn, `dram` walks over more stripes than any cache holds; in `-scattered` the blocks of a
+//! stripe are pages from anywhere, as in production, else neighbours. Run with
+//! `cargo run --release -p cairn-perf-parity`; words after `--` (`dram`, `Avx512`, `encode`, `17`)
+//! choose what has all of them.
 
 #![expect(unsafe_code, reason = "thread CPU time, and the comparison library's C interface")]
+
+mod peer;
 
 use std::hint::black_box;
 
 use cairn_raid_parity::{Bytes, Column, Kernels, Ring, RingIndex};
 
+use crate::peer::Peer;
+
 /// Data columns of the group that is measured.
-const DATA_COLUMNS: u16 = 14;
-/// Stripes in memory: 14 + 2 blocks of 4 KiB each, 256 MiB in all.
+const DATA_COLUMNS: usize = 14;
+/// Blocks that a stripe has here: data, two of parity, a copy of the data.
+const BLOCKS: usize = 2 * DATA_COLUMNS + 2;
+/// Stripes in memory: 224 MiB of data.
 const DRAM_STRIPES: usize = 4096;
+/// Stripes in the cache, and in memory when those in the cache are picked, scattered.
+const CACHE_STRIPES: usize = 2;
+const SCATTER_STRIPES: usize = 64;
 /// Bytes of data that one measurement goes over.
-const CACHE_BYTES: usize = 2 << 30;
-const DRAM_BYTES: usize = 1 << 30;
+const CACHE_BYTES: usize = 512 << 20;
+const DRAM_BYTES: usize = 224 << 20;
 /// Measurements; the median counts.
 const ROUNDS: usize = 9;
+/// The data columns that are lost where one or two are.
+const LOST: [usize; 2] = [3, 9];
 
 #[derive(Clone)]
 #[repr(align(4096))]
 struct Page(Bytes);
 
-struct Stripes {
-    data: Vec<Page>,
-    parity: Vec<Page>,
-    copy: Vec<Page>,
+/// One stripe, its blocks anywhere.
+struct Stripe {
+    data: [&'static mut Page; DATA_COLUMNS],
+    parity: [&'static mut Page; 2],
+    copy: [&'static mut Page; DATA_COLUMNS],
 }
 
 fn cpu_nanos() -> u64 {
@@ -40,22 +54,77 @@ fn cpu_nanos() -> u64 {
     u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0)
 }
 
-fn make_stripes(count: usize) -> Stripes {
-    let columns = usize::from(DATA_COLUMNS);
-    let mut state = 1u64;
-    let mut noise = || {
-        Page(core::array::from_fn(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            state.to_le_bytes()[7]
-        }))
-    };
-    let pattern: Vec<Page> = (0..columns).map(|_| noise()).collect();
-    let data = (0..count * columns).map(|i| pattern[(i * 7) % columns].clone()).collect();
-    Stripes {
-        data,
-        parity: vec![Page([1; 4096]); count * 2],
-        copy: vec![Page([2; 4096]); count * columns],
+/// Pseudo-random numbers.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.0 >> 32
     }
+    fn page(&mut self) -> Page {
+        Page(core::array::from_fn(|_| self.next().to_le_bytes()[3]))
+    }
+}
+
+/// Stripes whose blocks lie side by side: all data, all parity, all copies.
+fn make_neighbours(count: usize) -> Vec<Stripe> {
+    let mut pages = make_pages(count);
+    let mut copies = pages.split_off(count * (DATA_COLUMNS + 2)).into_iter();
+    let mut parities = pages.split_off(count * DATA_COLUMNS).into_iter();
+    let mut datas = pages.into_iter();
+    let mut stripes = Vec::new();
+    for _ in 0..count {
+        stripes.push(make_stripe(&mut datas, &mut parities, &mut copies));
+    }
+    stripes
+}
+
+/// Stripes whose blocks come from anywhere.
+fn make_scattered(count: usize) -> Vec<Stripe> {
+    let mut noise = Noise(7);
+    let mut pages = make_pages(count);
+    for i in (1..pages.len()).rev() {
+        let with = noise.next() % (i as u64 + 1);
+        pages.swap(i, usize::try_from(with).unwrap_or(0));
+    }
+    let mut stripes = Vec::new();
+    let mut pages = pages.into_iter();
+    for _ in 0..count {
+        let mut own: Vec<_> = pages.by_ref().take(BLOCKS).collect();
+        let mut copy = own.split_off(DATA_COLUMNS + 2).into_iter();
+        let mut parity = own.split_off(DATA_COLUMNS).into_iter();
+        stripes.push(make_stripe(&mut own.into_iter(), &mut parity, &mut copy));
+    }
+    stripes
+}
+
+fn make_stripe(
+    data: &mut impl Iterator<Item = &'static mut Page>,
+    parity: &mut impl Iterator<Item = &'static mut Page>,
+    copy: &mut impl Iterator<Item = &'static mut Page>,
+) -> Stripe {
+    let mut noise = Noise(1);
+    let mut take = |from: &mut dyn Iterator<Item = &'static mut Page>| match from.next() {
+        Some(page) => {
+            page.0[0] = noise.next().to_le_bytes()[0];
+            page
+        }
+        None => panic!("as many pages as stripes need"),
+    };
+    Stripe {
+        data: core::array::from_fn(|_| take(data)),
+        parity: core::array::from_fn(|_| take(parity)),
+        copy: core::array::from_fn(|_| take(copy)),
+    }
+}
+
+/// Pages in order of address, all of them touched. They stay until the process ends.
+fn make_pages(stripes: usize) -> Vec<&'static mut Page> {
+    let mut noise = Noise(3);
+    let pattern: [Page; 8] = core::array::from_fn(|_| noise.page());
+    let pages: Vec<Page> = (0..stripes * BLOCKS).map(|i| pattern[i * 5 % 8].clone()).collect();
+    Vec::leak(pages).iter_mut().collect()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -64,23 +133,26 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn rate(
-    stripes: &mut Stripes,
-    total: usize,
-    mut task: impl FnMut(&[Page], &mut [Page], &mut [Page]),
-) -> f64 {
-    let columns = usize::from(DATA_COLUMNS);
-    let count = stripes.parity.len() / 2;
-    let passes = (total / (count * columns * 4096)).max(1);
+fn rate(stripes: &mut [Stripe], total: usize, task: &mut dyn FnMut(&mut Stripe, &Stripe)) -> f64 {
+    let bytes = stripes.len() * DATA_COLUMNS * size_of::<Page>();
+    let passes = (total / bytes).max(1);
     let start = cpu_nanos();
     for _ in 0..passes {
-        let parts = stripes.data.chunks_exact(columns).zip(stripes.parity.chunks_exact_mut(2));
-        for ((data, parity), copy) in parts.zip(stripes.copy.chunks_exact_mut(columns)) {
-            task(black_box(data), black_box(parity), black_box(copy));
+        for i in 0..stripes.len() {
+            let (before, rest) = stripes.split_at_mut(i);
+            let Some((stripe, after)) = rest.split_first_mut() else { continue };
+            let Some(next) = after.first().or(before.first()) else { continue };
+            task(black_box(stripe), black_box(next));
         }
     }
     let nanos = (cpu_nanos() - start).max(1);
-    (passes * count * columns * 4096) as f64 / nanos as f64
+    (passes * bytes) as f64 / nanos as f64
+}
+
+fn copy_blocks(stripe: &mut Stripe, _next: &Stripe) {
+    for (to, from) in stripe.copy.iter_mut().zip(&stripe.data) {
+        to.0.copy_from_slice(&from.0);
+    }
 }
 
 /// One line of the report.
@@ -99,119 +171,161 @@ impl Line<'_> {
     }
 }
 
-fn measure(
-    line: &Line<'_>,
-    stripes: &mut Stripes,
+/// Where the measured stripes are.
+struct Place {
+    name: &'static str,
+    stripes: Vec<Stripe>,
     total: usize,
-    mut task: impl FnMut(&[Page], &mut [Page], &mut [Page]),
-) {
-    if !line.is_wanted() {
-        return;
-    }
-    let (mut tasks, mut ratios) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let copy = rate(stripes, total, |data, _, copy| copy.clone_from_slice(data));
-        let value = rate(stripes, total, &mut task);
-        tasks.push(value);
-        ratios.push(value / copy);
-    }
-    let json = serde_json::json!({
-        "task": line.task,
-        "kernels": line.kernels,
-        "p": line.ring.map(Ring::p),
-        "data_columns": DATA_COLUMNS,
-        "place": line.place,
-        "gb_per_cpu_s": (median(tasks) * 10.0).round() / 10.0,
-        "of_memcpy": (median(ratios) * 1000.0).round() / 1000.0,
-    });
-    println!("{json}");
 }
 
-fn columns(ring: Ring, data: &[Page]) -> [Column<'_>; DATA_COLUMNS as usize] {
-    core::array::from_fn(|i| {
-        let index = u16::try_from(i).ok().and_then(|i| ring.data(i));
-        let Some(index) = index else { panic!("more columns than the ring has") };
-        Column { index, block: &data[i].0 }
-    })
-}
-
-fn lost_pair(ring: Ring) -> [RingIndex; 2] {
-    match (ring.data(3), ring.data(9)) {
-        (Some(a), Some(b)) => [a, b],
-        _ => panic!("rings have ten data columns"),
+impl Place {
+    /// Measures `task`, beside a copy, and beside what the peer does for it.
+    fn measure(
+        &mut self,
+        line: &Line<'_>,
+        mut peer: Option<&mut Peer>,
+        task: &mut dyn FnMut(&mut Stripe, &Stripe),
+    ) {
+        if !line.is_wanted() {
+            return;
+        }
+        let (stripes, total) = (&mut self.stripes[..], self.total);
+        let (mut tasks, mut of_copy, mut of_peer) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let copy = rate(stripes, total, &mut copy_blocks);
+            let value = rate(stripes, total, task);
+            tasks.push(value);
+            of_copy.push(value / copy);
+            if let Some(peer) = &mut peer {
+                of_peer.push(value / rate(stripes, total, &mut |stripe, _| peer.run(stripe)));
+            }
+        }
+        let round = |value: f64| (value * 1000.0).round() / 1000.0;
+        let json = serde_json::json!({
+            "task": line.task,
+            "kernels": line.kernels,
+            "p": line.ring.map(Ring::p),
+            "data_columns": DATA_COLUMNS,
+            "place": line.place,
+            "gb_per_cpu_s": (median(tasks) * 10.0).round() / 10.0,
+            "of_memcpy": round(median(of_copy)),
+            "of_isal": peer.map(|_| round(median(of_peer))),
+        });
+        println!("{json}");
     }
 }
 
-fn bench_kernels(kernels: Kernels, ring: Ring, place: &str, stripes: &mut Stripes, total: usize) {
+fn ring_index(ring: Ring, column: usize) -> RingIndex {
+    match u16::try_from(column).ok().and_then(|c| ring.data(c)) {
+        Some(index) => index,
+        None => panic!("more columns than the ring has"),
+    }
+}
+
+fn columns<'s>(
+    ring: Ring,
+    data: &'s [&'static mut Page; DATA_COLUMNS],
+) -> [Column<'s>; DATA_COLUMNS] {
+    core::array::from_fn(|i| Column { index: ring_index(ring, i), block: &data[i].0 })
+}
+
+fn blocks<'s>(data: &'s [&'static mut Page; DATA_COLUMNS]) -> [&'s Bytes; DATA_COLUMNS] {
+    core::array::from_fn(|i| &data[i].0)
+}
+
+fn bench_kernels(kernels: Kernels, ring: Ring, place: &mut Place) {
     let name = format!("{:?}", kernels.level());
-    let line = |task| Line { task, kernels: &name, ring: Some(ring), place };
-    measure(&line("encode"), stripes, total, |data, parity, _| {
-        let [row, diagonal] = parity else { return };
-        kernels.encode(ring, &columns(ring, data), &mut row.0, &mut diagonal.0);
+    let at = place.name;
+    let line = |task| Line { task, kernels: &name, ring: Some(ring), place: at };
+    // As a write does it: while the next stripe's blocks come nearer, and with the checksums of
+    // the parity blocks right after.
+    place.measure(&line("encode_ahead"), Peer::encode().as_mut(), &mut |stripe, next| {
+        let [row, diagonal] = &mut stripe.parity;
+        let (data, next) = (columns(ring, &stripe.data), blocks(&next.data));
+        kernels.encode_ahead(ring, &data, &next, &mut row.0, &mut diagonal.0);
     });
-    measure(&line("reconstruct_pair"), stripes, total, |data, parity, copy| {
-        let lost = lost_pair(ring);
-        let all = columns(ring, data);
-        // The diagonal's contents do not matter for the time.
-        let row = Column { index: ring.row_parity(), block: &parity[0].0 };
-        let mut present = [row; DATA_COLUMNS as usize - 1];
+    place.measure(&line("encode_ahead_crc"), Peer::encode_crc().as_mut(), &mut |stripe, next| {
+        let [row, diagonal] = &mut stripe.parity;
+        let (data, next) = (columns(ring, &stripe.data), blocks(&next.data));
+        kernels.encode_ahead(ring, &data, &next, &mut row.0, &mut diagonal.0);
+        peer::checksum(stripe);
+    });
+    // A stripe by itself.
+    place.measure(&line("encode"), Peer::encode().as_mut(), &mut |stripe, _| {
+        let [row, diagonal] = &mut stripe.parity;
+        kernels.encode(ring, &columns(ring, &stripe.data), &mut row.0, &mut diagonal.0);
+    });
+    place.measure(&line("reconstruct_pair"), Peer::decode().as_mut(), &mut |stripe, _| {
+        let lost = LOST.map(|i| ring_index(ring, i));
+        let all = columns(ring, &stripe.data);
+        // The contents of the parities do not matter for the time.
+        let [row, diagonal] = &stripe.parity;
+        let row = Column { index: ring.row_parity(), block: &row.0 };
+        let mut present = [row; DATA_COLUMNS - 1];
         let kept = all.iter().filter(|c| !lost.contains(&c.index));
         kept.zip(&mut present).for_each(|(from, to)| *to = *from);
-        let [first, second, ..] = copy else { return };
-        let out = [&mut first.0, &mut second.0];
-        kernels.reconstruct_pair(ring, &present, &parity[1].0, lost, out);
+        let [first, second, ..] = &mut stripe.copy;
+        kernels.reconstruct_pair(ring, &present, &diagonal.0, lost, [&mut first.0, &mut second.0]);
     });
-    measure(&line("update_each"), stripes, total, |data, parity, _| {
-        let [row, diagonal] = parity else { return };
-        for column in columns(ring, data) {
+    place.measure(&line("update_each"), None, &mut |stripe, _| {
+        let [row, diagonal] = &mut stripe.parity;
+        for column in columns(ring, &stripe.data) {
             kernels.update(ring, column.index, column.block, &mut row.0, &mut diagonal.0);
         }
     });
 }
 
-fn bench_row(kernels: Kernels, place: &str, stripes: &mut Stripes, total: usize) {
+/// What needs rows alone: RAID-4 parity, and one lost block.
+fn bench_rows(kernels: Kernels, place: &mut Place) {
     let name = format!("{:?}", kernels.level());
-    let line = Line { task: "row_only", kernels: &name, ring: None, place };
-    measure(&line, stripes, total, |data, parity, _| {
-        let blocks: [&Bytes; DATA_COLUMNS as usize] = core::array::from_fn(|i| &data[i].0);
-        kernels.xor_all(&blocks, &mut parity[0].0);
+    let at = place.name;
+    let line = |task| Line { task, kernels: &name, ring: None, place: at };
+    place.measure(&line("row_only"), None, &mut |stripe, _| {
+        kernels.xor_all(&blocks(&stripe.data), &mut stripe.parity[0].0);
+    });
+    place.measure(&line("reconstruct_one"), None, &mut |stripe, _| {
+        let parity = &stripe.parity[0].0;
+        let block = |i: usize| if i == LOST[0] { parity } else { &stripe.data[i].0 };
+        let blocks: [&Bytes; DATA_COLUMNS] = core::array::from_fn(block);
+        kernels.xor_all(&blocks, &mut stripe.copy[0].0);
     });
 }
 
-#[cfg(isal)]
-fn bench_isal(place: &str, stripes: &mut Stripes, total: usize) {
-    use core::ffi::{c_int, c_void};
-    unsafe extern "C" {
-        fn pq_gen(vects: c_int, len: c_int, array: *mut *mut c_void) -> c_int;
-    }
-    let line = Line { task: "encode", kernels: "isa-l", ring: None, place };
-    measure(&line, stripes, total, |data, parity, _| {
-        let mut array: [*mut c_void; DATA_COLUMNS as usize + 2] =
-            [core::ptr::null_mut(); DATA_COLUMNS as usize + 2];
-        for (slot, page) in array.iter_mut().zip(data) {
-            *slot = page.0.as_ptr().cast_mut().cast();
+fn bench_peer(place: &mut Place) {
+    let at = place.name;
+    let tasks = [
+        ("encode", Peer::encode()),
+        ("encode_crc", Peer::encode_crc()),
+        ("reconstruct_pair", Peer::decode()),
+    ];
+    for (task, peer) in tasks {
+        if let Some(mut peer) = peer {
+            let line = Line { task, kernels: "isa-l", ring: None, place: at };
+            place.measure(&line, None, &mut |stripe, _| peer.run(stripe));
         }
-        let [p, q] = parity else { return };
-        array[usize::from(DATA_COLUMNS)] = p.0.as_mut_ptr().cast();
-        array[usize::from(DATA_COLUMNS) + 1] = q.0.as_mut_ptr().cast();
-        // SAFETY: 16 pointers to 4096 aligned bytes; only the last two are written.
-        let result = unsafe { pq_gen(c_int::from(DATA_COLUMNS) + 2, 4096, array.as_mut_ptr()) };
-        assert!(result == 0, "pq_gen");
-    });
+    }
 }
-
-#[cfg(not(isal))]
-fn bench_isal(_place: &str, _stripes: &mut Stripes, _total: usize) {}
 
 fn main() {
-    for (place, count, total) in [("cache", 1, CACHE_BYTES), ("dram", DRAM_STRIPES, DRAM_BYTES)] {
-        let mut stripes = make_stripes(count);
+    let scattered_few = || {
+        let mut stripes = make_scattered(SCATTER_STRIPES);
+        stripes.truncate(CACHE_STRIPES);
+        stripes
+    };
+    let places: [(_, &dyn Fn() -> Vec<Stripe>, _); 4] = [
+        ("cache", &|| make_neighbours(CACHE_STRIPES), CACHE_BYTES),
+        ("cache-scattered", &scattered_few, CACHE_BYTES),
+        ("dram", &|| make_neighbours(DRAM_STRIPES), DRAM_BYTES),
+        ("dram-scattered", &|| make_scattered(DRAM_STRIPES), DRAM_BYTES),
+    ];
+    for (name, make, total) in places {
+        let mut place = Place { name, stripes: make(), total };
         for kernels in Kernels::all() {
-            bench_row(kernels, place, &mut stripes, total);
+            bench_rows(kernels, &mut place);
             for ring in [Ring::P17, Ring::P257] {
-                bench_kernels(kernels, ring, place, &mut stripes, total);
+                bench_kernels(kernels, ring, &mut place);
             }
         }
-        bench_isal(place, &mut stripes, total);
+        bench_peer(&mut place);
     }
 }
