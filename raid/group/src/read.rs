@@ -117,7 +117,7 @@ impl Core {
         let mut cells = vec![StripeCells::new(stripe, group.slots.len())];
         self.read_cells(group, &stamps, &mut cells, |_, s| s == slot).await;
         if let Some(block) = cells[0].cells[slot].good()
-            && request.expect.is_none_or(|crc| crc == crc_of(&block))
+            && request.expect.is_none_or(|crc| crc == crc_of(block))
         {
             return Ok(block.clone());
         }
@@ -183,7 +183,7 @@ fn find(
     request: &ReadRequest,
 ) -> Result<Found, ReadError> {
     let at = request.at;
-    let matches = |block: &Block| request.expect.is_none_or(|crc| crc == crc_of(&block));
+    let matches = |block: &Block| request.expect.is_none_or(|crc| crc == crc_of(block));
     let had = cells.cells[slot].clone();
     cells.cells[slot] = Cell::Lost;
     let mut first = solve(group, cells);

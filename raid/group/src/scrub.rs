@@ -252,7 +252,7 @@ fn stamps_agree_but(stamps: &StampSet, cells: &StripeCells, blocks: &[Block], bu
         i == but
             || *cell != Cell::Lost
             || match stamps.get(i, cells.stripe).map(|s| s.kind()) {
-                Some(StampKind::Written(crc)) => crc == crc_of(&block),
+                Some(StampKind::Written(crc)) => crc == crc_of(block),
                 _ => true,
             }
     })

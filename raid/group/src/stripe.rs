@@ -378,7 +378,7 @@ impl Core {
 
 /// The stamp of a block that was computed: the old one when it matches.
 pub(crate) fn stamp_for(old: StampV1, block: &Block, data: bool) -> StampV1 {
-    let crc = crc_of(&block);
+    let crc = crc_of(block);
     match old.kind() {
         StampKind::Written(c) if c == crc => old.certain(),
         _ if is_zero(block) => StampV1::default(),

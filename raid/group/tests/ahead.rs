@@ -71,16 +71,20 @@ fn power_cut_anywhere_in_tetrises_that_share_a_log_write_leaves_whole_stripes() 
         let mut bench = Bench::new(1000 + n, Shape::dp());
         bench.frees = false;
         bench.stripes = 40;
-        bench.offset = 300;
+        bench.offset = 1000;
         assert!(bench.cp(30));
         // The stripes held something that is free now: what is on the disks has stamps.
-        let ahead: Vec<u64> = (0..64).collect();
-        let old = whole(&mut bench, 0, 64, &[]);
-        write(&bench, old);
+        let ahead: Vec<u64> = (0..400).collect();
+        // In regions of their own: two writers of one region wait for each other.
+        let first = [0, 126, 252, 378];
+        for first in first {
+            let old = whole(&mut bench, first, 12, &[]);
+            write(&bench, old);
+        }
         bench.commit().expect("no cut").expect("commit");
         bench.pending.retain(|_, seed| *seed & MINE == 0);
         bench.commit().expect("no cut").expect("commit");
-        let tetrises: Vec<Tetris> = (0..4).map(|i| whole(&mut bench, 12 * i, 12, &ahead)).collect();
+        let tetrises: Vec<Tetris> = first.map(|first| whole(&mut bench, first, 12, &ahead)).into();
         bench.sim.cut_power_at(n);
         let agg = bench.agg();
         let world = bench.sim.world();
