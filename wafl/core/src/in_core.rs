@@ -1,9 +1,9 @@
 //! The in-core inodes of a volume, by number.
 //!
 //! Layer: volumes. An operation looks up several inodes, a listing hundreds, so finding one must be
-//! cheap at a million: numbers are given out in order, so inodes lie in chunks of neighbours, and the
-//! tree above the chunks stays small. Each inode has memory of its own: one map of inodes by value
-//! moved kilobytes with each insertion.
+//! cheap at a million: numbers are given out in order, so inodes lie in chunks of neighbours, and
+//! the tree above the chunks stays small. Each inode has memory of its own: one map of inodes by
+//! value moved kilobytes with each insertion.
 
 use std::collections::BTreeMap;
 

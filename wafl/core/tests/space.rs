@@ -279,11 +279,11 @@ fn a_listing_shows_files_that_are_not_in_core_and_leaves_them_there() {
     let in_core = counter(&rig, "in_core_inodes");
     assert!(in_core < 10, "{in_core} inodes are in core after a listing of 100 files");
     for entry in &entries {
-        let (obj, attrs) = entry.file.expect("its attributes are listed");
+        let (obj, attrs) = entry.file.clone().expect("its attributes are listed");
         let name = entry.name.clone();
         let found = call(&rig, Op::Lookup { dir: root, name }).unwrap();
         let Reply::Found { obj: found, attrs: own, .. } = found else { panic!("{found:?}") };
-        assert_eq!((obj, attrs), (found, own), "{:?}", entry.name);
+        assert_eq!((obj, &attrs), (found, &own), "{:?}", entry.name);
         assert!(attrs.size > 0 && attrs.used >= attrs.size, "{attrs:?}");
     }
     assert!(counter(&rig, "in_core_inodes") > 100, "the look-ups made them in-core");
