@@ -27,6 +27,7 @@ mod change;
 mod check;
 mod counters;
 mod cp;
+mod in_core;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleaving;
 mod manage;

@@ -5,6 +5,9 @@
 //! memory; then it is run again from the start. The order of the checks is the one of the
 //! reference model in the tests.
 
+use core::ops::{ControlFlow, Range};
+
+use bytes::Bytes;
 use cairn_op::{
     AccessMask, Attrs, Before, CreateHow, Entry, FsStat, LinkTarget, ListLimits, Name, NodeKind,
     ObjectRef, Op, OpCtx, ReadOnly, Reply, SetAttrs, SetTime, Stability, Status, Verifier,
@@ -21,7 +24,7 @@ use crate::apply::pieces;
 use crate::change::{Change, MakeChange, NewInode, Setting};
 use crate::perm::{self, Judge, Right};
 use crate::tree::Key;
-use crate::volume::{FileId, Miss, ROOT_INO, Stop, VolState, file_kind, miss};
+use crate::volume::{File, FileId, Miss, ROOT_INO, Stop, VolState, file_kind, miss};
 use crate::xattr;
 
 /// Names that a file may have.
@@ -703,35 +706,23 @@ impl VolState {
         let judge = self.judge(call, dir);
         judge.need(Right::Read)?;
         let with_files = limits.with_files == WithFiles::Yes && judge.may(Right::Execute);
-        let mut room = Room { limits, entries: 0, bytes: 0 };
-        let mut found: Vec<(Vec<u8>, InodeNo, Option<Generation>, u64)> = Vec::new();
+        let mut page = Page::new(limits);
         let mut eof = true;
         let parent = self.file(dir).inode.parent;
         let dots = [(&b"."[..], dir, COOKIE_DOT), (&b".."[..], parent, COOKIE_DOTDOT)];
         for (name, ino, at) in dots.into_iter().filter(|(_, _, at)| *at > cookie.get()) {
-            eof &= room.take(name);
-            if eof {
-                found.push((name.to_vec(), ino, None, at));
-            }
+            eof = eof && page.take(name, ino, None, Cookie::new(at));
         }
         if eof {
             let after = Cookie::new(cookie.get().max(COOKIE_DOTDOT));
             let end = self.dir(dir, |d| {
-                let mark = found.len();
-                let saved = (room.entries, room.bytes);
-                let end = d.list(after, |entry| {
-                    if !room.take(entry.name) {
-                        return core::ops::ControlFlow::Break(());
-                    }
+                d.list(after, |entry| {
                     let e = entry.found;
-                    found.push((entry.name.to_vec(), e.inode, Some(e.generation), e.cookie.get()));
-                    core::ops::ControlFlow::Continue(())
-                });
-                if end.is_err() {
-                    found.truncate(mark);
-                    (room.entries, room.bytes) = saved;
-                }
-                end
+                    match page.take(entry.name, e.inode, Some(e.generation), e.cookie) {
+                        true => ControlFlow::Continue(()),
+                        false => ControlFlow::Break(()),
+                    }
+                })
             })?;
             match end {
                 Ok(ListEnd::End) => {}
@@ -739,43 +730,70 @@ impl VolState {
                 Err(_) => return Err(Status::Io.into()),
             }
         }
-        let entries = self.listed(found, with_files)?;
+        let entries = self.listed(page, with_files)?;
         self.note_read(dir, call.now);
         answer(Reply::Listing { entries, eof, dir: self.attrs(dir) })
     }
 
     /// Adds references and attributes to the entries of a listing.
-    fn listed(
-        &mut self,
-        found: Vec<(Vec<u8>, InodeNo, Option<Generation>, u64)>,
-        with_files: bool,
-    ) -> Result<Vec<Entry<ObjectRef>>, Stop> {
+    fn listed(&self, page: Page, with_files: bool) -> Result<Vec<Entry<ObjectRef>>, Stop> {
         let mut misses: Vec<Miss> = Vec::new();
-        let mut entries = Vec::with_capacity(found.len());
-        for (name, ino, generation, cookie) in found {
-            let name = Name::new(name.into()).map_err(|_| Stop::from(Status::Io))?;
-            let mut file = None;
-            if with_files {
-                match self.load_inode(ino) {
-                    Ok(f) if generation.is_none_or(|g| f.inode.generation == g) => {
-                        file = Some((self.obj(ino), self.attrs(ino)));
-                    }
-                    Ok(_) => {
-                        tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "stale entry");
-                    }
-                    Err(Stop::Miss(more)) => {
-                        for m in more {
-                            if misses.last() != Some(&m) {
-                                misses.push(m);
-                            }
+        let mut files = Vec::new();
+        if with_files {
+            // In a large directory each inode is a cache miss or two. Touched in a loop that does
+            // nothing else, many of them are fetched at once.
+            let in_core: Vec<Option<&File>> =
+                page.found.iter().map(|e| self.in_core.get(&e.ino)).collect();
+            core::hint::black_box(
+                in_core.iter().flatten().fold(0, |sum: u64, file| sum.wrapping_add(file.warm())),
+            );
+            files.reserve(in_core.len());
+            for (entry, file) in page.found.iter().zip(in_core) {
+                files.push(self.listed_file(entry, file, &mut misses)?);
+            }
+            if !misses.is_empty() {
+                return Err(Stop::Miss(misses));
+            }
+        }
+        let mut files = files.into_iter();
+        let mut entries = Vec::with_capacity(page.found.len());
+        let names = Bytes::from(page.names);
+        for PageEntry { name, ino, cookie, .. } in page.found {
+            let name = Name::new(names.slice(name)).map_err(|_| Stop::from(Status::Io))?;
+            entries.push(Entry { ino, cookie, name, file: files.next().flatten() });
+        }
+        Ok(entries)
+    }
+
+    /// Reference and attributes of a listed file; none when they must be loaded or the entry is
+    /// stale.
+    fn listed_file(
+        &self,
+        entry: &PageEntry,
+        in_core: Option<&File>,
+        misses: &mut Vec<Miss>,
+    ) -> Result<Option<(ObjectRef, Attrs)>, Stop> {
+        let ino = entry.ino;
+        let (generation, attrs) = match in_core {
+            Some(file) => (file.inode.generation, self.attrs_of(file)),
+            None => match self.look_at(ino) {
+                Ok(found) => found,
+                Err(Stop::Miss(more)) => {
+                    for m in more {
+                        if misses.last() != Some(&m) {
+                            misses.push(m);
                         }
                     }
-                    Err(stop) => return Err(stop),
+                    return Ok(None);
                 }
-            }
-            entries.push(Entry { ino, cookie: Cookie::new(cookie), name, file });
+                Err(stop) => return Err(stop),
+            },
+        };
+        if entry.generation.is_some_and(|g| g != generation) {
+            tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "stale entry");
+            return Ok(None);
         }
-        if misses.is_empty() { Ok(entries) } else { Err(Stop::Miss(misses)) }
+        Ok(Some((self.object_ref(ino, generation), attrs)))
     }
 
     fn plan_fs_stat(&mut self, call: &Call<'_>, obj: ObjectRef) -> Plan {
@@ -913,6 +931,46 @@ impl VolState {
             && !file.inode.is_zombie()
             && !matches!(file.inode.kind, InodeKind::Free | InodeKind::Internal);
         live.then(|| self.attrs(obj.ino))
+    }
+}
+
+/// Entries of one listing: their names lie one behind the other in one buffer.
+struct Page {
+    room: Room,
+    names: Vec<u8>,
+    found: Vec<PageEntry>,
+}
+
+struct PageEntry {
+    name: Range<usize>,
+    ino: InodeNo,
+    /// What the entry says; none for `.` and `..`, which are not stored.
+    generation: Option<Generation>,
+    cookie: Cookie,
+}
+
+impl Page {
+    fn new(limits: ListLimits) -> Self {
+        let room = Room { limits, entries: 0, bytes: 0 };
+        Self { room, names: Vec::new(), found: Vec::new() }
+    }
+
+    /// Adds an entry; `false` when it does not fit.
+    fn take(
+        &mut self,
+        name: &[u8],
+        ino: InodeNo,
+        generation: Option<Generation>,
+        cookie: Cookie,
+    ) -> bool {
+        let fits = self.room.take(name);
+        if fits {
+            let from = self.names.len();
+            self.names.extend_from_slice(name);
+            let name = from..self.names.len();
+            self.found.push(PageEntry { name, ino, generation, cookie });
+        }
+        fits
     }
 }
 

@@ -13,7 +13,7 @@
 //! - An inode number that was freed is not given out before the consistency point that freed it
 //!   is committed: replay never meets a number in two roles.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use cairn_op::{Attrs, DeviceNo, Failure, FileKind, ObjectRef, Status};
 use cairn_sys::{Block, mutant};
@@ -28,6 +28,7 @@ use cairn_wafl_format::{
 
 use cairn_wafl_nvlog::HalfToken;
 
+use crate::in_core::InCore;
 use crate::sums::Balance;
 use crate::tree::{Dirtied, Dropped, Key, Tree, TreeMiss};
 
@@ -78,8 +79,9 @@ pub(crate) fn miss(file: FileId, at: TreeMiss) -> Stop {
     Stop::Miss(vec![Miss { file, key: at.key, ptr: at.ptr }])
 }
 
-/// An in-core inode.
+/// An in-core inode. In the order of declaration, so that what a listing reads lies together.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct File {
     /// All but height, pointers and block count, which `tree` owns.
     pub inode: Inode,
@@ -112,6 +114,12 @@ impl File {
             unlogged_many: false,
             frozen_cp: CpCount::new(0),
         }
+    }
+    /// Reads a word of each cache line that attributes are made of.
+    pub fn warm(&self) -> u64 {
+        let words = [u64::from(self.inode.mode), self.inode.birth.get().cast_unsigned()];
+        let blocks = self.tree.blocks().cast_unsigned();
+        words.into_iter().fold(blocks, u64::wrapping_add)
     }
     pub fn is_dir(&self) -> bool {
         self.inode.kind == InodeKind::Directory
@@ -202,7 +210,7 @@ pub(crate) struct VolState {
     pub hash_key: [u8; 16],
     pub inode_end: u64,
     pub vvbn_cursor: u64,
-    pub in_core: BTreeMap<InodeNo, File>,
+    pub in_core: InCore,
     /// In-core inodes that are dirty or have dirty blocks.
     pub dirty_files: BTreeSet<InodeNo>,
     pub inode_file: Tree,
@@ -248,7 +256,7 @@ impl VolState {
             hash_key: r.hash_key,
             inode_end: r.inode_end,
             vvbn_cursor: r.vvbn_cursor,
-            in_core: BTreeMap::new(),
+            in_core: InCore::default(),
             dirty_files: BTreeSet::new(),
             inode_file: tree(&r.inode_file),
             inode_map: tree(&r.inode_map),
@@ -293,34 +301,36 @@ impl VolState {
     /// Makes an inode in-core, whatever it is.
     pub fn load_inode(&mut self, ino: InodeNo) -> Result<&mut File, Stop> {
         if !self.in_core.contains_key(&ino) {
-            let at = Key::data(ino.get() / INODES_PER_BLOCK);
-            let block = self.inode_file.get(at).map_err(|m| miss(FileId::InodeFile, m))?;
-            let mut inode = match block {
-                None => Inode::free(ino, Generation::new(0)),
-                Some(block) => {
-                    let from = inode_offset(ino);
-                    Inode::decode(&block[from..from + INODE_BYTES]).map_err(|e| {
-                        tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "{e}");
-                        Stop::from(Status::Io)
-                    })?
-                }
-            };
-            if inode.kind == InodeKind::Free {
-                inode.ino = ino;
-            } else if inode.ino != ino {
-                tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "inode of another number");
-                return Err(Status::Io.into());
-            }
+            let inode = self.read_inode(ino)?;
             self.arrived.push(ino);
             self.in_core.insert(ino, File::new(inode));
         }
-        match self.in_core.get_mut(&ino) {
-            Some(file) => {
-                file.hot = true;
-                Ok(file)
+        let file = self.file_mut(ino);
+        file.hot = true;
+        Ok(file)
+    }
+
+    /// An inode as it lies in the inode file.
+    fn read_inode(&self, ino: InodeNo) -> Result<Inode, Stop> {
+        let at = Key::data(ino.get() / INODES_PER_BLOCK);
+        let block = self.inode_file.get(at).map_err(|m| miss(FileId::InodeFile, m))?;
+        let mut inode = match block {
+            None => Inode::free(ino, Generation::new(0)),
+            Some(block) => {
+                let from = inode_offset(ino);
+                Inode::decode(&block[from..from + INODE_BYTES]).map_err(|e| {
+                    tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "{e}");
+                    Stop::from(Status::Io)
+                })?
             }
-            None => unreachable!("just inserted"),
+        };
+        if inode.kind == InodeKind::Free {
+            inode.ino = ino;
+        } else if inode.ino != ino {
+            tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "inode of another number");
+            return Err(Status::Io.into());
         }
+        Ok(inode)
     }
 
     /// An in-core inode that a plan has already loaded.
@@ -463,8 +473,21 @@ impl VolState {
     }
 
     pub fn attrs(&self, ino: InodeNo) -> Attrs {
-        let file = self.file(ino);
-        let i = &file.inode;
+        self.attrs_of(self.file(ino))
+    }
+
+    pub fn attrs_of(&self, file: &File) -> Attrs {
+        self.attrs_in(&file.inode, file.tree.blocks())
+    }
+
+    /// Generation and attributes of an inode that is not in core, without making it so: a listing
+    /// looks at many files that nobody opens.
+    pub fn look_at(&self, ino: InodeNo) -> Result<(Generation, Attrs), Stop> {
+        let inode = self.read_inode(ino)?;
+        Ok((inode.generation, self.attrs_in(&inode, inode.blocks)))
+    }
+
+    fn attrs_in(&self, i: &Inode, blocks: i64) -> Attrs {
         Attrs {
             kind: file_kind(i.kind),
             mode: i.mode,
@@ -472,10 +495,10 @@ impl VolState {
             uid: i.uid,
             gid: i.gid,
             size: i.size,
-            used: u64::try_from(file.tree.blocks()).unwrap_or(0).saturating_mul(BLOCK_BYTES_U64),
+            used: u64::try_from(blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES_U64),
             device: DeviceNo { major: i.device.0, minor: i.device.1 },
             fsid: self.fsid,
-            ino,
+            ino: i.ino,
             atime: i.atime,
             mtime: i.mtime,
             ctime: i.ctime,

@@ -9,8 +9,8 @@ use crate::common::Rig;
 use bytes::Bytes;
 use cairn_cf::{DModule, Manage, Managed};
 use cairn_op::{
-    ClientAddr, CreateHow, Credential, Name, ObjectRef, Op, OpCtx, OpResult, ReadOnly, Reply,
-    SetAttrs, Stability, Status, Submitted, Verifier,
+    ClientAddr, CreateHow, Credential, ListLimits, Name, ObjectRef, Op, OpCtx, OpResult, ReadOnly,
+    Reply, SetAttrs, Stability, Status, Submitted, Verifier, WithFiles,
 };
 use cairn_raid_api::{
     AHEAD_STRIPES_MAX, Aggregate, Geometry, LogStore, Place, ReadError, ReadRequest, RootRecord,
@@ -19,7 +19,7 @@ use cairn_raid_api::{
 use cairn_raid_group::{RaidAggregate, RaidKind};
 use cairn_sim::CutPolicy;
 use cairn_sys::{Block, BoxFuture, Payload};
-use cairn_units::{Fsid, OpNo, Pvbn, VserverId};
+use cairn_units::{Cookie, Fsid, OpNo, Pvbn, VserverId};
 use cairn_wafl_core::StorageManager;
 
 fn ctx() -> OpCtx {
@@ -248,6 +248,49 @@ fn a_cache_smaller_than_the_data_returns_the_right_bytes() {
     let Managed::Counters(all) = manage(&rig, Manage::Counters) else { panic!("counters") };
     let resident = all.iter().find(|m| m.name == "cache_blocks").map(|m| m.value);
     assert!(resident.is_some_and(|r| r <= 512 + 512), "{resident:?} blocks in a cache of 512");
+}
+
+fn counter(rig: &Rig, name: &str) -> u64 {
+    let Managed::Counters(all) = manage(rig, Manage::Counters) else { panic!("counters") };
+    all.iter().find(|m| m.name == name).map_or_else(|| panic!("no {name}"), |m| m.value)
+}
+
+#[test]
+fn a_listing_shows_files_that_are_not_in_core_and_leaves_them_there() {
+    let mut rig = Rig::small(9);
+    let root = volume(&rig, 1, 128 << 20);
+    for i in 0..100usize {
+        let obj = create(&rig, root, &format!("file {i}")).unwrap();
+        write(&rig, obj, 1, 0, i * 1000 + 1).unwrap();
+        call(&rig, Op::Commit { obj, offset: 0, count: 0 }).unwrap();
+    }
+    rig.clean_restart();
+    let limits = ListLimits {
+        entries_max: 1000,
+        bytes_max: 1 << 20,
+        entry_bytes: 200,
+        with_files: WithFiles::Yes,
+    };
+    let list = Op::ReadDir { dir: root, cookie: Cookie::new(2), limits };
+    let Reply::Listing { entries, eof: true, .. } = call(&rig, list.clone()).unwrap() else {
+        panic!("a listing")
+    };
+    assert_eq!(entries.len(), 100);
+    let in_core = counter(&rig, "in_core_inodes");
+    assert!(in_core < 10, "{in_core} inodes are in core after a listing of 100 files");
+    for entry in &entries {
+        let (obj, attrs) = entry.file.clone().expect("its attributes are listed");
+        let name = entry.name.clone();
+        let found = call(&rig, Op::Lookup { dir: root, name }).unwrap();
+        let Reply::Found { obj: found, attrs: own, .. } = found else { panic!("{found:?}") };
+        assert_eq!((obj, &attrs), (found, &own), "{:?}", entry.name);
+        assert!(attrs.size > 0 && attrs.used >= attrs.size, "{attrs:?}");
+    }
+    assert!(counter(&rig, "in_core_inodes") > 100, "the look-ups made them in-core");
+    let Reply::Listing { entries: again, .. } = call(&rig, list).unwrap() else {
+        panic!("a listing")
+    };
+    assert_eq!(entries, again, "in-core or not, they are listed alike");
 }
 
 #[test]

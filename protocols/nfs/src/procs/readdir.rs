@@ -10,7 +10,12 @@ use cairn_op::{Attrs, Entry, FileHandle, ListLimits, Op, WithFiles};
 use cairn_sys::mutant;
 use cairn_units::Cookie;
 
-use super::wire::{ArgsError, Nfsstat, POST_OP_ATTR_BYTES, handle, put_handle, put_post_op};
+use zerocopy::byteorder::big_endian::{U32, U64};
+use zerocopy::{Immutable, IntoBytes};
+
+use super::wire::{
+    ArgsError, Nfsstat, POST_OP_ATTR_BYTES, PostOpAttr, handle, put_handle, put_post_op,
+};
 use crate::config::LISTING_BYTES_MAX;
 
 /// Bytes of a result around its entries: attributes, verifier, end of list, end of directory.
@@ -60,6 +65,17 @@ pub(super) fn decode(
     Ok((Op::ReadDir { dir, cookie, limits }, allowed))
 }
 
+/// Bytes that a listing takes, about.
+fn listing_bytes(entries: &[Entry<FileHandle>], allowed: Allowed) -> usize {
+    const HANDLE_BYTES_USUAL: usize = 40;
+    let each = match allowed.files {
+        WithFiles::No => ENTRY_BYTES as usize,
+        WithFiles::Yes => (ENTRY_BYTES + POST_OP_ATTR_BYTES) as usize + 8 + HANDLE_BYTES_USUAL,
+    };
+    let names: usize = entries.iter().map(|e| e.name.as_bytes().len() + 3).sum();
+    (AROUND_BYTES as usize + entries.len() * each + names).min(allowed.bytes as usize + 4)
+}
+
 /// Writes the listing; fails when not even one of the entries there are fits.
 pub(super) fn encode(
     body: &mut Body,
@@ -73,6 +89,8 @@ pub(super) fn encode(
     }
     let out = &mut body.bytes;
     let at = out.len();
+    // At once: an arena that grows while it is written is copied on the way.
+    out.reserve(listing_bytes(entries, allowed));
     out.put_u32(0);
     put_post_op(out, Some(dir));
     out.put_u64(0);
@@ -102,23 +120,40 @@ pub(super) fn encode(
     Ok(())
 }
 
+/// What precedes the name in `entry3` and `entryplus3`, with the word that says that there is one.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct EntryHead {
+    follows: U32,
+    fileid: U64,
+}
+
+/// What follows the name in `entryplus3`, up to the handle.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct EntryPlusTail {
+    cookie: U64,
+    attrs: PostOpAttr,
+    handle_follows: U32,
+}
+
 fn put_entry(out: &mut Vec<u8>, entry: &Entry<FileHandle>, files: WithFiles) {
-    out.put_u32(1);
-    out.put_u64(entry.ino.get());
+    out.put_fixed(&EntryHead { follows: U32::new(1), fileid: U64::new(entry.ino.get()) });
     out.put_opaque(entry.name.as_bytes());
-    out.put_u64(entry.cookie.get());
-    if files == WithFiles::No {
-        return;
-    }
     match &entry.file {
-        Some((handle, attrs)) => {
-            put_post_op(out, Some(attrs));
-            out.put_u32(1);
+        Some((handle, attrs)) if files == WithFiles::Yes => {
+            out.put_fixed(&EntryPlusTail {
+                cookie: U64::new(entry.cookie.get()),
+                attrs: attrs.into(),
+                handle_follows: U32::new(1),
+            });
             put_handle(out, handle);
         }
-        None => {
-            out.put_u32(0);
-            out.put_u32(0);
+        _ => {
+            out.put_u64(entry.cookie.get());
+            if files == WithFiles::Yes {
+                out.put_u64(0);
+            }
         }
     }
 }

@@ -192,9 +192,15 @@ impl From<&Attrs> for Fattr3 {
 /// `post_op_attr` that is there.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 #[repr(C)]
-struct PostOpAttr {
+pub struct PostOpAttr {
     follows: U32,
     attrs: Fattr3,
+}
+
+impl From<&Attrs> for PostOpAttr {
+    fn from(attrs: &Attrs) -> Self {
+        Self { follows: U32::new(1), attrs: attrs.into() }
+    }
 }
 
 /// `wcc_data` of which both parts are there.
@@ -223,7 +229,7 @@ pub fn put_attrs(out: &mut Vec<u8>, attrs: &Attrs) {
 #[inline]
 pub fn put_post_op(out: &mut Vec<u8>, attrs: Option<&Attrs>) {
     match attrs {
-        Some(attrs) => out.put_fixed(&PostOpAttr { follows: U32::new(1), attrs: attrs.into() }),
+        Some(attrs) => out.put_fixed(&PostOpAttr::from(attrs)),
         None => out.put_u32(0),
     }
 }
@@ -236,7 +242,7 @@ pub fn put_wcc(out: &mut Vec<u8>, before: &Before, after: &Attrs) {
         size: U64::new(before.size),
         mtime: before.mtime.into(),
         ctime: before.ctime.into(),
-        after: PostOpAttr { follows: U32::new(1), attrs: after.into() },
+        after: after.into(),
     });
 }
 
