@@ -1,13 +1,16 @@
 //! Recovery: reads back what the log holds after a start, from whichever copies there are.
 //!
 //! Layer: inside `cairn-wafl-nvlog`, above the format. Writes nothing; may be run any number of
-//! times with the same result. Its cost depends on the size of the log only. Memory: the records
-//! of two halves at most.
+//! times with the same result. It reads what the chains hold and a fixed number of blocks behind
+//! their ends, however large the log is. Memory: the records of two halves at most.
 //!
 //! A chain of batches is read for the half that the root record names, and for its successor when
 //! the chain names one or one is there. Each batch, and each block of it, is taken from whichever copy is whole.
-//! Where no copy is, everything behind is searched for a later batch of the same half: without
-//! one it is the torn tail, with one it is damage and recovery fails.
+//! Where no copy is, the blocks in which its successor would begin are searched for a later batch
+//! of the same half: without one it is the torn tail, with one it is damage and recovery fails.
+//! One round is under way at a time, so one batch of a half can be torn; one that was stable was
+//! followed without a gap. Rejected: searching to the end of the half. It also finds out when all
+//! batches of the next 4 MiB are damaged in every copy, and costs every start the size of the log.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +23,10 @@ use crate::format::{BatchHead, Decoded, LogId, decode_descriptors, decode_header
 use crate::state::slot_of;
 use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
 
+/// Blocks behind a batch that counts nowhere in which the next one would begin.
+const SEARCH_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64;
 /// Blocks read at once while searching.
-const SEARCH_BLOCKS: u64 = 256;
+const SEARCH_READ_BLOCKS: u64 = 256;
 /// Findings that are kept.
 const FINDINGS_MAX: usize = 1000;
 
@@ -358,12 +363,16 @@ impl Reader {
         None
     }
 
-    /// Whether any of `areas` has a batch of `half` with a number above `batch` behind `at`.
+    /// Whether any of `areas` has a batch of `half` with a number above `batch` near `at`. If
+    /// `batch` was stable and the log went on, the next one begins at the latest behind the
+    /// largest batch there can be at `at`; what lies further off need not be read.
     async fn later_batch(&mut self, half: u64, at: u64, batch: u32, areas: &[LogAreaId]) -> bool {
-        for area in areas {
-            let mut from = at.saturating_add(1);
-            while from < self.half_blocks {
-                let count = SEARCH_BLOCKS.min(self.half_blocks - from);
+        let end = self.half_blocks.min(at.saturating_add(1 + SEARCH_BLOCKS));
+        let end = end - u64::from(mutant("log-search-one-short") && end > 0);
+        let mut from = at.saturating_add(1);
+        while from < end {
+            let count = SEARCH_READ_BLOCKS.min(end - from);
+            for area in areas {
                 let blocks = match self.read(*area, half, from, count).await {
                     Some(blocks) => blocks,
                     None => self.read_singly(*area, half, from, count).await,
@@ -378,8 +387,8 @@ impl Reader {
                         return true;
                     }
                 }
-                from += count;
             }
+            from += count;
         }
         false
     }
@@ -416,4 +425,4 @@ impl Reader {
     }
 }
 
-const _: () = assert!(SEARCH_BLOCKS <= BATCH_BLOCKS_MAX as u64);
+const _: () = assert!(SEARCH_READ_BLOCKS <= SEARCH_BLOCKS);

@@ -2,7 +2,8 @@
 
 use cairn_sim::{CutPolicy, SimWorld};
 use cairn_sys::Block;
-use cairn_units::Dbn;
+use cairn_raid_disk::Disk;
+use cairn_units::{Blocks, Dbn};
 use std::sync::Arc;
 
 use super::{Areas, append, area, begun, record, recover_now, same};
@@ -10,7 +11,11 @@ use crate::{LogFinding, LogPosition, RecoverError};
 
 /// Ten batches of one record with two payload blocks each, behind the opening batch.
 fn ten(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
-    let areas = Areas::new(sim, 3, 256);
+    ten_in(sim, 256)
+}
+
+fn ten_in(sim: &SimWorld, area_blocks: u64) -> (Arc<Areas>, LogPosition) {
+    let areas = Areas::new(sim, 3, area_blocks);
     let position = sim.block_on(async {
         let log = begun(sim, &areas).await;
         for n in 1..=10 {
@@ -94,6 +99,43 @@ fn damage_in_the_middle_of_all_copies_is_an_error() {
             assert_eq!(error, RecoverError::Damaged { half: 1, batch });
         }
     }
+}
+
+#[test]
+fn damage_to_the_largest_batch_there_can_be_is_an_error() {
+    let sim = SimWorld::new(1);
+    let areas = Areas::new(&sim, 2, 8192);
+    let position = sim.block_on(async {
+        let log = begun(&sim, &areas).await;
+        let _first = append(&log, record(1, 1, 30, 512)).unwrap();
+        let both = append(&log, record(1, 2, 30, 510)).unwrap();
+        log.durable(both).await.unwrap();
+        let next = append(&log, record(1, 3, 30, 1)).unwrap();
+        log.durable(next).await.unwrap();
+        assert_eq!(log.status().halves[0].written, Blocks::new(1 + 1024 + 2));
+        log.position()
+    });
+    for copy in [1, 2] {
+        rot(&areas, copy, 4096 + 1);
+    }
+    let error = recover_now(&sim, &areas, position).unwrap_err();
+    assert_eq!(error, RecoverError::Damaged { half: 1, batch: 1 });
+}
+
+#[test]
+fn recovery_reads_as_much_of_a_large_log_as_of_a_small_one() {
+    let read = |area_blocks| {
+        let sim = SimWorld::new(1);
+        let (areas, position) = ten_in(&sim, area_blocks);
+        let count = || areas.disks.values().map(|d| d.counters().blocks_read).sum::<u64>();
+        let before = count();
+        assert_all_ten(&recover_now(&sim, &areas, position).unwrap());
+        count() - before
+    };
+    let small = read(4096);
+    assert_eq!(read(1 << 17), small);
+    // Two copies are searched for one batch; the chain has 31 blocks.
+    assert!(small <= 2 * 1024 + 100, "{small} blocks");
 }
 
 #[test]
