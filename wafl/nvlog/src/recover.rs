@@ -5,14 +5,15 @@
 //! their ends, however large the log is. Memory: the records of two halves at most.
 //!
 //! A chain of batches is read for the half that the root record names, and for its successor when
-//! the chain names one or one is there. Each batch, and each block of it, is taken from whichever copy is whole.
-//! Where no copy is, the blocks in which its successor would begin are searched for a later batch
-//! of the same half: without one it is the torn tail, with one it is damage and recovery fails.
+//! the chain names one or one is there. It is read ahead from one copy while that is whole; where
+//! it is not, each batch, and each block of it, is taken from whichever copy is whole. Where no
+//! copy is, the blocks in which the next batch would begin are searched for a later one of the same
+//! half: without one it is the torn tail, with one it is damage and recovery fails.
 //! One round is under way at a time, so one batch of a half can be torn; one that was stable was
 //! followed without a gap. Rejected: searching to the end of the half. It also finds out when all
 //! batches of the next 4 MiB are damaged in every copy, and costs every start the size of the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
@@ -25,6 +26,8 @@ use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
 
 /// Blocks behind a batch that counts nowhere in which the next one would begin.
 const SEARCH_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64;
+/// Blocks that are fetched ahead of a chain at first; twice as many each time, up to a request.
+const AHEAD_BLOCKS_MIN: u64 = 16;
 /// Blocks read at once while searching.
 const SEARCH_READ_BLOCKS: u64 = 256;
 /// Findings that are kept.
@@ -123,7 +126,8 @@ pub async fn recover(
     let log = LogId { aggregate, epoch: position.epoch };
     let half_blocks = (store.area_blocks().get() / 2).min(u64::from(u32::MAX));
     let areas = store.areas();
-    let mut reader = Reader { store, log, areas, half_blocks, findings: Vec::new() };
+    let mut reader =
+        Reader { store, log, areas, half_blocks, findings: Vec::new(), ahead: Ahead::default() };
     let mut chains = BTreeMap::new();
     let first = reader.chain(position.half).await?;
     if first.batches.is_empty() && position.opened {
@@ -168,12 +172,37 @@ struct Batch {
     records: Vec<RecoveredRecord>,
 }
 
+/// A batch, the blocks that it takes up, and the copy that its descriptors are from.
+struct Found {
+    batch: Batch,
+    blocks: u64,
+    area: LogAreaId,
+}
+
 struct Reader {
     store: Arc<dyn LogStore>,
     log: LogId,
     areas: Vec<LogAreaId>,
     half_blocks: u64,
     findings: Vec<LogFinding>,
+    ahead: Ahead,
+}
+
+/// Blocks of one chain that were fetched and may be asked for next.
+#[derive(Default)]
+struct Ahead {
+    of: Option<(LogAreaId, u64)>,
+    at: u64,
+    blocks: VecDeque<Block>,
+    fetch: u64,
+}
+
+impl Ahead {
+    /// Whether the block at `at` is the next one to fetch, or one that is there.
+    fn goes_on(&self, area: LogAreaId, half: u64, at: u64) -> bool {
+        let end = self.at + self.blocks.len() as u64;
+        self.of == Some((area, half)) && (self.at..=end).contains(&at)
+    }
 }
 
 impl Reader {
@@ -214,7 +243,11 @@ impl Reader {
 
     /// The header at `at` of `area`, if it is that of batch `batch` of `half`.
     async fn header(&mut self, area: LogAreaId, half: u64, batch: u32, at: u64) -> Option<Decoded> {
-        let blocks = self.read(area, half, at, 1).await?;
+        let blocks = if self.ahead.goes_on(area, half, at) {
+            self.read_ahead(area, half, at, 1).await?
+        } else {
+            self.read(area, half, at, 1).await?
+        };
         let decoded = decode_header(self.log, blocks.first()?)?;
         let head = &decoded.head;
         let right = head.half == half && head.batch == batch && u64::from(head.at) == at;
@@ -231,27 +264,37 @@ impl Reader {
         false
     }
 
-    /// Reads the whole chain of a half; empty when no area has its first batch.
+    /// Reads the whole chain of a half; empty when no area has its first batch. It is read from one
+    /// copy as long as that is whole; the others are looked at where it is not, and at the end.
     async fn chain(&mut self, half: u64) -> Result<Chain, RecoverError> {
         let mut batches: Vec<Batch> = Vec::new();
         let (mut at, mut number) = (0u64, 0u32);
         // Areas that had a batch of this half; the others are not asked again.
         let mut copies = self.areas.clone();
+        let mut source = None;
         let torn = loop {
-            let mut holders = Vec::new();
-            for area in copies.clone() {
-                if let Some(decoded) = self.header(area, half, number, at).await {
-                    holders.push((area, decoded));
+            let mut found = match source {
+                Some(area) => self.batch_of_one(area, half, number, at).await,
+                None => None,
+            };
+            let mut begun = false;
+            if found.is_none() {
+                let holders = self.holders(half, number, at, &copies).await;
+                begun = !holders.is_empty();
+                found = self.batch(half, at, &holders, number).await;
+                if let Some(found) = &found {
+                    source = Some(found.area);
+                    if number == 0 {
+                        copies.retain(|area| holders.iter().any(|(holder, _)| holder == area));
+                        copies.extend(self.late_copies(half, at + found.blocks, &copies).await);
+                    } else {
+                        self.note_damaged(half, found, &holders, &copies);
+                    }
                 }
             }
-            let read = self.batch(half, at, &holders, &copies, number).await;
-            let Some((batch, blocks)) = read else {
-                break !holders.is_empty();
+            let Some(Found { batch, blocks, .. }) = found else {
+                break begun;
             };
-            if number == 0 {
-                copies.retain(|area| holders.iter().any(|(holder, _)| holder == area));
-                copies.extend(self.late_copies(half, at + blocks, &copies).await);
-            }
             batches.push(batch);
             at += blocks;
             number = number.saturating_add(1);
@@ -289,18 +332,46 @@ impl Reader {
         late
     }
 
+    /// The copies that have the header of a batch.
+    async fn holders(
+        &mut self,
+        half: u64,
+        number: u32,
+        at: u64,
+        copies: &[LogAreaId],
+    ) -> Vec<(LogAreaId, Decoded)> {
+        let mut holders = Vec::new();
+        for area in copies {
+            if let Some(decoded) = self.header(*area, half, number, at).await {
+                holders.push((*area, decoded));
+            }
+        }
+        holders
+    }
+
+    /// A batch from one copy, if it is whole there.
+    async fn batch_of_one(
+        &mut self,
+        area: LogAreaId,
+        half: u64,
+        number: u32,
+        at: u64,
+    ) -> Option<Found> {
+        let decoded = self.header(area, half, number, at).await?;
+        self.batch(half, at, &[(area, decoded)], number).await
+    }
+
     /// Reads one batch, block by block from whichever of its holders is whole.
     async fn batch(
         &mut self,
         half: u64,
         at: u64,
         holders: &[(LogAreaId, Decoded)],
-        copies: &[LogAreaId],
         number: u32,
-    ) -> Option<(Batch, u64)> {
+    ) -> Option<Found> {
         for (area, decoded) in holders {
             let blocks = decoded.blocks as u64;
-            let content = match self.read(*area, half, at, blocks).await {
+            let content = match self.read_ahead(*area, half, at, blocks).await {
                 Some(content) => content,
                 None => self.read_singly(*area, half, at, blocks).await,
             };
@@ -322,17 +393,68 @@ impl Reader {
                 }
                 records.push(descriptor.with_payload(whole));
             }
-            // Fewer holders than it was written to: the rest is damaged (or gone), not dropped.
-            if number > 0 && holders.len() < usize::try_from(decoded.head.copies).unwrap_or(0) {
-                for damaged in copies {
-                    if !holders.iter().any(|(holder, _)| holder == damaged) {
-                        self.found(LogFinding::Mended { half, batch: number, area: *damaged });
-                    }
-                }
-            }
-            return Some((Batch { head: decoded.head, records }, blocks));
+            let batch = Batch { head: decoded.head, records };
+            return Some(Found { batch, blocks, area: *area });
         }
         None
+    }
+
+    /// Fewer holders than a batch was written to: the rest is damaged (or gone), not dropped.
+    fn note_damaged(
+        &mut self,
+        half: u64,
+        found: &Found,
+        holders: &[(LogAreaId, Decoded)],
+        copies: &[LogAreaId],
+    ) {
+        let head = &found.batch.head;
+        if holders.len() >= usize::try_from(head.copies).unwrap_or(0) {
+            return;
+        }
+        for area in copies {
+            if !holders.iter().any(|(holder, _)| holder == area) {
+                self.found(LogFinding::Mended { half, batch: head.batch, area: *area });
+            }
+        }
+    }
+
+    /// Reads from a chain that is read in order: more is fetched than was asked for, at first a
+    /// little, then as much as goes into one request.
+    async fn read_ahead(
+        &mut self,
+        area: LogAreaId,
+        half: u64,
+        at: u64,
+        count: u64,
+    ) -> Option<Vec<Block>> {
+        let want = usize::try_from(count).ok()?;
+        let mut ahead = core::mem::take(&mut self.ahead);
+        if !ahead.goes_on(area, half, at) {
+            ahead = Ahead {
+                of: Some((area, half)),
+                at,
+                blocks: VecDeque::new(),
+                fetch: AHEAD_BLOCKS_MIN,
+            };
+        }
+        let passed = usize::try_from(at - ahead.at).ok()?.min(ahead.blocks.len());
+        ahead.blocks.drain(..passed);
+        ahead.at = at;
+        if ahead.blocks.len() < want {
+            let end = at + ahead.blocks.len() as u64;
+            let missing = count - ahead.blocks.len() as u64;
+            let fetch = missing.max(ahead.fetch).min(self.half_blocks.saturating_sub(end));
+            let mut more = self.read(area, half, end, fetch).await;
+            if more.is_none() && missing < fetch {
+                more = self.read(area, half, end, missing).await;
+            }
+            ahead.blocks.extend(more?);
+            ahead.fetch = (ahead.fetch * 2).min(BATCH_BLOCKS_MAX as u64);
+        }
+        let enough = ahead.blocks.len() >= want;
+        let blocks = enough.then(|| ahead.blocks.range(..want).cloned().collect());
+        self.ahead = ahead;
+        blocks
     }
 
     /// Reads block by block what cannot be read at once; zeros stand for what is unreadable.
@@ -426,3 +548,4 @@ impl Reader {
 }
 
 const _: () = assert!(SEARCH_READ_BLOCKS <= SEARCH_BLOCKS);
+const _: () = assert!(AHEAD_BLOCKS_MIN <= BATCH_BLOCKS_MAX as u64);

@@ -1,8 +1,8 @@
 //! Damage to one copy is mended, damage to all is an error, a torn tail is neither.
 
+use cairn_raid_disk::Disk;
 use cairn_sim::{CutPolicy, SimWorld};
 use cairn_sys::Block;
-use cairn_raid_disk::Disk;
 use cairn_units::{Blocks, Dbn};
 use std::sync::Arc;
 
@@ -136,6 +136,33 @@ fn recovery_reads_as_much_of_a_large_log_as_of_a_small_one() {
     assert_eq!(read(1 << 17), small);
     // Two copies are searched for one batch; the chain has 31 blocks.
     assert!(small <= 2 * 1024 + 100, "{small} blocks");
+}
+
+#[test]
+fn a_chain_of_small_batches_is_read_in_few_requests() {
+    let sim = SimWorld::new(1);
+    let areas = Areas::new(&sim, 2, 8192);
+    let position = sim.block_on(async {
+        let log = begun(&sim, &areas).await;
+        for n in 1..=600 {
+            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        log.position()
+    });
+    // Neither copy is whole: the chain changes over, twice.
+    rot(&areas, 1, 4096 + 1 + 3 * 200);
+    rot(&areas, 2, 4096 + 1 + 3 * 400);
+    let count = |of: fn(cairn_raid_disk::DiskCounters) -> u64| {
+        areas.disks.values().map(|d| of(d.counters())).sum::<u64>()
+    };
+    let before = (count(|c| c.reads), count(|c| c.blocks_read));
+    let recovered = recover_now(&sim, &areas, position).unwrap();
+    assert_eq!(recovered.records.len(), 600);
+    let (requests, blocks) = (count(|c| c.reads) - before.0, count(|c| c.blocks_read) - before.1);
+    assert!(requests < 60, "{requests} requests");
+    // The chain once, what was fetched in vain, and the search behind its end.
+    assert!(blocks < 1801 + 2 * 1024 + 2 * 1024, "{blocks} blocks");
 }
 
 #[test]
