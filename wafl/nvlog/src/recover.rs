@@ -21,15 +21,16 @@ use cairn_sys::{Block, mutant};
 use cairn_units::{AggregateUuid, Lsn};
 
 use crate::format::{BatchHead, Decoded, LogId, decode_descriptors, decode_header};
+use crate::join::JoinAll;
 use crate::state::slot_of;
 use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
 
 /// Blocks behind a batch that counts nowhere in which the next one would begin.
 const SEARCH_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64;
-/// Blocks that are fetched ahead of a chain at first; twice as many each time, up to a request.
+/// Blocks that are fetched ahead of a chain at first; twice as many each time, up to a batch.
 const AHEAD_BLOCKS_MIN: u64 = 16;
-/// Blocks read at once while searching.
-const SEARCH_READ_BLOCKS: u64 = 256;
+/// Blocks of one request; the requests of one read are under way together.
+const READ_BLOCKS: u64 = 256;
 /// Findings that are kept.
 const FINDINGS_MAX: usize = 1000;
 
@@ -216,6 +217,44 @@ impl Reader {
         RecoverError::HalfMissing { half, areas: self.areas.len() }
     }
 
+    /// Reads `count` blocks in requests that are under way together; each either whole or `None`.
+    async fn read_parts(
+        &mut self,
+        area: LogAreaId,
+        half: u64,
+        at: u64,
+        count: u64,
+    ) -> Vec<(u64, u64, Option<Vec<Block>>)> {
+        let base = slot_of(half) * self.half_blocks;
+        let end = at.saturating_add(count).min(self.half_blocks);
+        let mut places = Vec::new();
+        let mut from = at;
+        while from < end {
+            let part = READ_BLOCKS.min(end - from);
+            places.push((from, part));
+            from += part;
+        }
+        let reads = places.iter().map(|(from, part)| {
+            self.store.read(area, base + from, usize::try_from(*part).unwrap_or(0))
+        });
+        let results = JoinAll::new(reads.collect()).await;
+        let mut out = Vec::with_capacity(places.len());
+        for ((from, part), result) in places.into_iter().zip(results) {
+            let blocks = match result {
+                Ok(blocks) => (blocks.len() as u64 == part).then_some(blocks),
+                Err(error) => {
+                    let finding = LogFinding::Unreadable(error);
+                    if !self.findings.contains(&finding) {
+                        self.found(finding);
+                    }
+                    None
+                }
+            };
+            out.push((from, part, blocks));
+        }
+        out
+    }
+
     async fn read(
         &mut self,
         area: LogAreaId,
@@ -223,22 +262,14 @@ impl Reader {
         at: u64,
         count: u64,
     ) -> Option<Vec<Block>> {
-        let count_blocks = usize::try_from(count).ok()?;
         if at.checked_add(count)? > self.half_blocks {
             return None;
         }
-        let base = slot_of(half) * self.half_blocks;
-        match self.store.read(area, base + at, count_blocks).await {
-            Ok(blocks) if blocks.len() == count_blocks => Some(blocks),
-            Ok(_) => None,
-            Err(error) => {
-                let finding = LogFinding::Unreadable(error);
-                if !self.findings.contains(&finding) {
-                    self.found(finding);
-                }
-                None
-            }
+        let mut out = Vec::with_capacity(usize::try_from(count).ok()?);
+        for (_, _, part) in self.read_parts(area, half, at, count).await {
+            out.append(&mut part?);
         }
+        Some(out)
     }
 
     /// The header at `at` of `area`, if it is that of batch `batch` of `half`.
@@ -419,7 +450,7 @@ impl Reader {
     }
 
     /// Reads from a chain that is read in order: more is fetched than was asked for, at first a
-    /// little, then as much as goes into one request.
+    /// little, then as much as a batch may have.
     async fn read_ahead(
         &mut self,
         area: LogAreaId,
@@ -460,9 +491,15 @@ impl Reader {
     /// Reads block by block what cannot be read at once; zeros stand for what is unreadable.
     async fn read_singly(&mut self, area: LogAreaId, half: u64, at: u64, count: u64) -> Vec<Block> {
         let mut out = Vec::new();
-        for block in 0..count {
-            let read = self.read(area, half, at + block, 1).await;
-            out.push(read.and_then(|blocks| blocks.into_iter().next()).unwrap_or_else(Block::zero));
+        for (from, blocks, part) in self.read_parts(area, half, at, count).await {
+            if let Some(mut part) = part {
+                out.append(&mut part);
+                continue;
+            }
+            for block in from..from + blocks {
+                let read = self.read(area, half, block, 1).await;
+                out.push(read.and_then(|b| b.into_iter().next()).unwrap_or_else(Block::zero));
+            }
         }
         out
     }
@@ -491,26 +528,19 @@ impl Reader {
     async fn later_batch(&mut self, half: u64, at: u64, batch: u32, areas: &[LogAreaId]) -> bool {
         let end = self.half_blocks.min(at.saturating_add(1 + SEARCH_BLOCKS));
         let end = end - u64::from(mutant("log-search-one-short") && end > 0);
-        let mut from = at.saturating_add(1);
-        while from < end {
-            let count = SEARCH_READ_BLOCKS.min(end - from);
-            for area in areas {
-                let blocks = match self.read(*area, half, from, count).await {
-                    Some(blocks) => blocks,
-                    None => self.read_singly(*area, half, from, count).await,
-                };
-                for (block, place) in blocks.iter().zip(from..) {
-                    let later = decode_header(self.log, block).is_some_and(|found| {
-                        found.head.half == half
-                            && found.head.batch > batch
-                            && u64::from(found.head.at) == place
-                    });
-                    if later {
-                        return true;
-                    }
+        let from = at.saturating_add(1);
+        for area in areas {
+            let blocks = self.read_singly(*area, half, from, end.saturating_sub(from)).await;
+            for (block, place) in blocks.iter().zip(from..) {
+                let later = decode_header(self.log, block).is_some_and(|found| {
+                    found.head.half == half
+                        && found.head.batch > batch
+                        && u64::from(found.head.at) == place
+                });
+                if later {
+                    return true;
                 }
             }
-            from += count;
         }
         false
     }
@@ -547,5 +577,4 @@ impl Reader {
     }
 }
 
-const _: () = assert!(SEARCH_READ_BLOCKS <= SEARCH_BLOCKS);
 const _: () = assert!(AHEAD_BLOCKS_MIN <= BATCH_BLOCKS_MAX as u64);
