@@ -7,6 +7,7 @@ help:
 	@echo 'make demo    a node in the foreground with disk files in ./demo, files served over NFSv3'
 	@echo 'make test    unit tests, house rules, system tests with the real Linux client (25 minutes at most)'
 	@echo 'make bench   our server beside its peers in one run; writes docs/performance.md'
+	@echo 'make bench-check  fails when our server is less far ahead of its peers than tests/perf/levels.toml'
 	@echo 'make soak    the system tests that find more the longer they run (SOAK_HOURS, default 8)'
 	@echo 'make crash   the crash-point checker (CRASH_STATES, default 50000; CRASH="..." passes options)'
 	@echo 'make mutants breaks the program on purpose and sees whether the tests notice'
@@ -30,6 +31,9 @@ system:
 
 bench:
 	@tests/perf/bench
+
+bench-check:
+	@tests/perf/check
 
 soak:
 	@tests/run soak
@@ -56,4 +60,4 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked
 
-.PHONY: help demo test unit system bench soak crash tsan fuzz mutants lint
+.PHONY: help demo test unit system bench bench-check soak crash tsan fuzz mutants lint

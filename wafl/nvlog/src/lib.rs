@@ -35,6 +35,7 @@
 //! 3. Batch `j + 1` is written after batch `j` was stable on all live copies. So a batch that is
 //!    whole on no copy, with nothing valid behind it in any copy, was never acknowledged (torn
 //!    tail); with something valid behind it, it was stable and is damaged ([`RecoverError`]).
+//!    Behind it means: in the [`BATCH_BLOCKS_MAX`] blocks in one of which `j + 1` begins.
 //! 4. A half's first record is acknowledged after its opening batch and then the predecessor's
 //!    note of it were stable, or after a root that names it was committed. So a half that is
 //!    named and cannot be found was lost, and one that is not named holds nothing acknowledged.

@@ -1,15 +1,19 @@
 //! Recovery: reads back what the log holds after a start, from whichever copies there are.
 //!
 //! Layer: inside `cairn-wafl-nvlog`, above the format. Writes nothing; may be run any number of
-//! times with the same result. Its cost depends on the size of the log only. Memory: the records
-//! of two halves at most.
+//! times with the same result. It reads what the chains hold and a fixed number of blocks behind
+//! their ends, however large the log is. Memory: the records of two halves at most.
 //!
 //! A chain of batches is read for the half that the root record names, and for its successor when
-//! the chain names one or one is there. Each batch, and each block of it, is taken from whichever copy is whole.
-//! Where no copy is, everything behind is searched for a later batch of the same half: without
-//! one it is the torn tail, with one it is damage and recovery fails.
+//! the chain names one or one is there. It is read ahead from one copy while that is whole; where
+//! it is not, each batch, and each block of it, is taken from whichever copy is whole. Where no
+//! copy is, the blocks in which the next batch would begin are searched for a later one of the same
+//! half: without one it is the torn tail, with one it is damage and recovery fails.
+//! One round is under way at a time, so one batch of a half can be torn; one that was stable was
+//! followed without a gap. Rejected: searching to the end of the half. It also finds out when all
+//! batches of the next 4 MiB are damaged in every copy, and costs every start the size of the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
@@ -17,11 +21,16 @@ use cairn_sys::{Block, mutant};
 use cairn_units::{AggregateUuid, Lsn};
 
 use crate::format::{BatchHead, Decoded, LogId, decode_descriptors, decode_header};
+use crate::join::JoinAll;
 use crate::state::slot_of;
 use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
 
-/// Blocks read at once while searching.
-const SEARCH_BLOCKS: u64 = 256;
+/// Blocks behind a batch that counts nowhere in which the next one would begin.
+const SEARCH_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64;
+/// Blocks that are fetched ahead of a chain at first; twice as many each time, up to a batch.
+const AHEAD_BLOCKS_MIN: u64 = 16;
+/// Blocks of one request; the requests of one read are under way together.
+const READ_BLOCKS: u64 = 256;
 /// Findings that are kept.
 const FINDINGS_MAX: usize = 1000;
 
@@ -118,7 +127,8 @@ pub async fn recover(
     let log = LogId { aggregate, epoch: position.epoch };
     let half_blocks = (store.area_blocks().get() / 2).min(u64::from(u32::MAX));
     let areas = store.areas();
-    let mut reader = Reader { store, log, areas, half_blocks, findings: Vec::new() };
+    let mut reader =
+        Reader { store, log, areas, half_blocks, findings: Vec::new(), ahead: Ahead::default() };
     let mut chains = BTreeMap::new();
     let first = reader.chain(position.half).await?;
     if first.batches.is_empty() && position.opened {
@@ -163,12 +173,37 @@ struct Batch {
     records: Vec<RecoveredRecord>,
 }
 
+/// A batch, the blocks that it takes up, and the copy that its descriptors are from.
+struct Found {
+    batch: Batch,
+    blocks: u64,
+    area: LogAreaId,
+}
+
 struct Reader {
     store: Arc<dyn LogStore>,
     log: LogId,
     areas: Vec<LogAreaId>,
     half_blocks: u64,
     findings: Vec<LogFinding>,
+    ahead: Ahead,
+}
+
+/// Blocks of one chain that were fetched and may be asked for next.
+#[derive(Default)]
+struct Ahead {
+    of: Option<(LogAreaId, u64)>,
+    at: u64,
+    blocks: VecDeque<Block>,
+    fetch: u64,
+}
+
+impl Ahead {
+    /// Whether the block at `at` is the next one to fetch, or one that is there.
+    fn goes_on(&self, area: LogAreaId, half: u64, at: u64) -> bool {
+        let end = self.at + self.blocks.len() as u64;
+        self.of == Some((area, half)) && (self.at..=end).contains(&at)
+    }
 }
 
 impl Reader {
@@ -182,6 +217,44 @@ impl Reader {
         RecoverError::HalfMissing { half, areas: self.areas.len() }
     }
 
+    /// Reads `count` blocks in requests that are under way together; each either whole or `None`.
+    async fn read_parts(
+        &mut self,
+        area: LogAreaId,
+        half: u64,
+        at: u64,
+        count: u64,
+    ) -> Vec<(u64, u64, Option<Vec<Block>>)> {
+        let base = slot_of(half) * self.half_blocks;
+        let end = at.saturating_add(count).min(self.half_blocks);
+        let mut places = Vec::new();
+        let mut from = at;
+        while from < end {
+            let part = READ_BLOCKS.min(end - from);
+            places.push((from, part));
+            from += part;
+        }
+        let reads = places.iter().map(|(from, part)| {
+            self.store.read(area, base + from, usize::try_from(*part).unwrap_or(0))
+        });
+        let results = JoinAll::new(reads.collect()).await;
+        let mut out = Vec::with_capacity(places.len());
+        for ((from, part), result) in places.into_iter().zip(results) {
+            let blocks = match result {
+                Ok(blocks) => (blocks.len() as u64 == part).then_some(blocks),
+                Err(error) => {
+                    let finding = LogFinding::Unreadable(error);
+                    if !self.findings.contains(&finding) {
+                        self.found(finding);
+                    }
+                    None
+                }
+            };
+            out.push((from, part, blocks));
+        }
+        out
+    }
+
     async fn read(
         &mut self,
         area: LogAreaId,
@@ -189,27 +262,23 @@ impl Reader {
         at: u64,
         count: u64,
     ) -> Option<Vec<Block>> {
-        let count_blocks = usize::try_from(count).ok()?;
         if at.checked_add(count)? > self.half_blocks {
             return None;
         }
-        let base = slot_of(half) * self.half_blocks;
-        match self.store.read(area, base + at, count_blocks).await {
-            Ok(blocks) if blocks.len() == count_blocks => Some(blocks),
-            Ok(_) => None,
-            Err(error) => {
-                let finding = LogFinding::Unreadable(error);
-                if !self.findings.contains(&finding) {
-                    self.found(finding);
-                }
-                None
-            }
+        let mut out = Vec::with_capacity(usize::try_from(count).ok()?);
+        for (_, _, part) in self.read_parts(area, half, at, count).await {
+            out.append(&mut part?);
         }
+        Some(out)
     }
 
     /// The header at `at` of `area`, if it is that of batch `batch` of `half`.
     async fn header(&mut self, area: LogAreaId, half: u64, batch: u32, at: u64) -> Option<Decoded> {
-        let blocks = self.read(area, half, at, 1).await?;
+        let blocks = if self.ahead.goes_on(area, half, at) {
+            self.read_ahead(area, half, at, 1).await?
+        } else {
+            self.read(area, half, at, 1).await?
+        };
         let decoded = decode_header(self.log, blocks.first()?)?;
         let head = &decoded.head;
         let right = head.half == half && head.batch == batch && u64::from(head.at) == at;
@@ -226,27 +295,37 @@ impl Reader {
         false
     }
 
-    /// Reads the whole chain of a half; empty when no area has its first batch.
+    /// Reads the whole chain of a half; empty when no area has its first batch. It is read from one
+    /// copy as long as that is whole; the others are looked at where it is not, and at the end.
     async fn chain(&mut self, half: u64) -> Result<Chain, RecoverError> {
         let mut batches: Vec<Batch> = Vec::new();
         let (mut at, mut number) = (0u64, 0u32);
         // Areas that had a batch of this half; the others are not asked again.
         let mut copies = self.areas.clone();
+        let mut source = None;
         let torn = loop {
-            let mut holders = Vec::new();
-            for area in copies.clone() {
-                if let Some(decoded) = self.header(area, half, number, at).await {
-                    holders.push((area, decoded));
+            let mut found = match source {
+                Some(area) => self.batch_of_one(area, half, number, at).await,
+                None => None,
+            };
+            let mut begun = false;
+            if found.is_none() {
+                let holders = self.holders(half, number, at, &copies).await;
+                begun = !holders.is_empty();
+                found = self.batch(half, at, &holders, number).await;
+                if let Some(found) = &found {
+                    source = Some(found.area);
+                    if number == 0 {
+                        copies.retain(|area| holders.iter().any(|(holder, _)| holder == area));
+                        copies.extend(self.late_copies(half, at + found.blocks, &copies).await);
+                    } else {
+                        self.note_damaged(half, found, &holders, &copies);
+                    }
                 }
             }
-            let read = self.batch(half, at, &holders, &copies, number).await;
-            let Some((batch, blocks)) = read else {
-                break !holders.is_empty();
+            let Some(Found { batch, blocks, .. }) = found else {
+                break begun;
             };
-            if number == 0 {
-                copies.retain(|area| holders.iter().any(|(holder, _)| holder == area));
-                copies.extend(self.late_copies(half, at + blocks, &copies).await);
-            }
             batches.push(batch);
             at += blocks;
             number = number.saturating_add(1);
@@ -284,18 +363,46 @@ impl Reader {
         late
     }
 
+    /// The copies that have the header of a batch.
+    async fn holders(
+        &mut self,
+        half: u64,
+        number: u32,
+        at: u64,
+        copies: &[LogAreaId],
+    ) -> Vec<(LogAreaId, Decoded)> {
+        let mut holders = Vec::new();
+        for area in copies {
+            if let Some(decoded) = self.header(*area, half, number, at).await {
+                holders.push((*area, decoded));
+            }
+        }
+        holders
+    }
+
+    /// A batch from one copy, if it is whole there.
+    async fn batch_of_one(
+        &mut self,
+        area: LogAreaId,
+        half: u64,
+        number: u32,
+        at: u64,
+    ) -> Option<Found> {
+        let decoded = self.header(area, half, number, at).await?;
+        self.batch(half, at, &[(area, decoded)], number).await
+    }
+
     /// Reads one batch, block by block from whichever of its holders is whole.
     async fn batch(
         &mut self,
         half: u64,
         at: u64,
         holders: &[(LogAreaId, Decoded)],
-        copies: &[LogAreaId],
         number: u32,
-    ) -> Option<(Batch, u64)> {
+    ) -> Option<Found> {
         for (area, decoded) in holders {
             let blocks = decoded.blocks as u64;
-            let content = match self.read(*area, half, at, blocks).await {
+            let content = match self.read_ahead(*area, half, at, blocks).await {
                 Some(content) => content,
                 None => self.read_singly(*area, half, at, blocks).await,
             };
@@ -317,25 +424,82 @@ impl Reader {
                 }
                 records.push(descriptor.with_payload(whole));
             }
-            // Fewer holders than it was written to: the rest is damaged (or gone), not dropped.
-            if number > 0 && holders.len() < usize::try_from(decoded.head.copies).unwrap_or(0) {
-                for damaged in copies {
-                    if !holders.iter().any(|(holder, _)| holder == damaged) {
-                        self.found(LogFinding::Mended { half, batch: number, area: *damaged });
-                    }
-                }
-            }
-            return Some((Batch { head: decoded.head, records }, blocks));
+            let batch = Batch { head: decoded.head, records };
+            return Some(Found { batch, blocks, area: *area });
         }
         None
+    }
+
+    /// Fewer holders than a batch was written to: the rest is damaged (or gone), not dropped.
+    fn note_damaged(
+        &mut self,
+        half: u64,
+        found: &Found,
+        holders: &[(LogAreaId, Decoded)],
+        copies: &[LogAreaId],
+    ) {
+        let head = &found.batch.head;
+        if holders.len() >= usize::try_from(head.copies).unwrap_or(0) {
+            return;
+        }
+        for area in copies {
+            if !holders.iter().any(|(holder, _)| holder == area) {
+                self.found(LogFinding::Mended { half, batch: head.batch, area: *area });
+            }
+        }
+    }
+
+    /// Reads from a chain that is read in order: more is fetched than was asked for, at first a
+    /// little, then as much as a batch may have.
+    async fn read_ahead(
+        &mut self,
+        area: LogAreaId,
+        half: u64,
+        at: u64,
+        count: u64,
+    ) -> Option<Vec<Block>> {
+        let want = usize::try_from(count).ok()?;
+        let mut ahead = core::mem::take(&mut self.ahead);
+        if !ahead.goes_on(area, half, at) {
+            ahead = Ahead {
+                of: Some((area, half)),
+                at,
+                blocks: VecDeque::new(),
+                fetch: AHEAD_BLOCKS_MIN,
+            };
+        }
+        let passed = usize::try_from(at - ahead.at).ok()?.min(ahead.blocks.len());
+        ahead.blocks.drain(..passed);
+        ahead.at = at;
+        if ahead.blocks.len() < want {
+            let end = at + ahead.blocks.len() as u64;
+            let missing = count - ahead.blocks.len() as u64;
+            let fetch = missing.max(ahead.fetch).min(self.half_blocks.saturating_sub(end));
+            let mut more = self.read(area, half, end, fetch).await;
+            if more.is_none() && missing < fetch {
+                more = self.read(area, half, end, missing).await;
+            }
+            ahead.blocks.extend(more?);
+            ahead.fetch = (ahead.fetch * 2).min(BATCH_BLOCKS_MAX as u64);
+        }
+        let enough = ahead.blocks.len() >= want;
+        let blocks = enough.then(|| ahead.blocks.range(..want).cloned().collect());
+        self.ahead = ahead;
+        blocks
     }
 
     /// Reads block by block what cannot be read at once; zeros stand for what is unreadable.
     async fn read_singly(&mut self, area: LogAreaId, half: u64, at: u64, count: u64) -> Vec<Block> {
         let mut out = Vec::new();
-        for block in 0..count {
-            let read = self.read(area, half, at + block, 1).await;
-            out.push(read.and_then(|blocks| blocks.into_iter().next()).unwrap_or_else(Block::zero));
+        for (from, blocks, part) in self.read_parts(area, half, at, count).await {
+            if let Some(mut part) = part {
+                out.append(&mut part);
+                continue;
+            }
+            for block in from..from + blocks {
+                let read = self.read(area, half, block, 1).await;
+                out.push(read.and_then(|b| b.into_iter().next()).unwrap_or_else(Block::zero));
+            }
         }
         out
     }
@@ -358,27 +522,24 @@ impl Reader {
         None
     }
 
-    /// Whether any of `areas` has a batch of `half` with a number above `batch` behind `at`.
+    /// Whether any of `areas` has a batch of `half` with a number above `batch` near `at`. If
+    /// `batch` was stable and the log went on, the next one begins at the latest behind the
+    /// largest batch there can be at `at`; what lies further off need not be read.
     async fn later_batch(&mut self, half: u64, at: u64, batch: u32, areas: &[LogAreaId]) -> bool {
+        let end = self.half_blocks.min(at.saturating_add(1 + SEARCH_BLOCKS));
+        let end = end - u64::from(mutant("log-search-one-short") && end > 0);
+        let from = at.saturating_add(1);
         for area in areas {
-            let mut from = at.saturating_add(1);
-            while from < self.half_blocks {
-                let count = SEARCH_BLOCKS.min(self.half_blocks - from);
-                let blocks = match self.read(*area, half, from, count).await {
-                    Some(blocks) => blocks,
-                    None => self.read_singly(*area, half, from, count).await,
-                };
-                for (block, place) in blocks.iter().zip(from..) {
-                    let later = decode_header(self.log, block).is_some_and(|found| {
-                        found.head.half == half
-                            && found.head.batch > batch
-                            && u64::from(found.head.at) == place
-                    });
-                    if later {
-                        return true;
-                    }
+            let blocks = self.read_singly(*area, half, from, end.saturating_sub(from)).await;
+            for (block, place) in blocks.iter().zip(from..) {
+                let later = decode_header(self.log, block).is_some_and(|found| {
+                    found.head.half == half
+                        && found.head.batch > batch
+                        && u64::from(found.head.at) == place
+                });
+                if later {
+                    return true;
                 }
-                from += count;
             }
         }
         false
@@ -416,4 +577,4 @@ impl Reader {
     }
 }
 
-const _: () = assert!(SEARCH_BLOCKS <= BATCH_BLOCKS_MAX as u64);
+const _: () = assert!(AHEAD_BLOCKS_MIN <= BATCH_BLOCKS_MAX as u64);

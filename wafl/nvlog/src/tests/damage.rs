@@ -1,8 +1,9 @@
 //! Damage to one copy is mended, damage to all is an error, a torn tail is neither.
 
+use cairn_raid_disk::Disk;
 use cairn_sim::{CutPolicy, SimWorld};
 use cairn_sys::Block;
-use cairn_units::Dbn;
+use cairn_units::{Blocks, Dbn};
 use std::sync::Arc;
 
 use super::{Areas, append, area, begun, record, recover_now, same};
@@ -10,7 +11,11 @@ use crate::{LogFinding, LogPosition, RecoverError};
 
 /// Ten batches of one record with two payload blocks each, behind the opening batch.
 fn ten(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
-    let areas = Areas::new(sim, 3, 256);
+    ten_in(sim, 256)
+}
+
+fn ten_in(sim: &SimWorld, area_blocks: u64) -> (Arc<Areas>, LogPosition) {
+    let areas = Areas::new(sim, 3, area_blocks);
     let position = sim.block_on(async {
         let log = begun(sim, &areas).await;
         for n in 1..=10 {
@@ -94,6 +99,70 @@ fn damage_in_the_middle_of_all_copies_is_an_error() {
             assert_eq!(error, RecoverError::Damaged { half: 1, batch });
         }
     }
+}
+
+#[test]
+fn damage_to_the_largest_batch_there_can_be_is_an_error() {
+    let sim = SimWorld::new(1);
+    let areas = Areas::new(&sim, 2, 8192);
+    let position = sim.block_on(async {
+        let log = begun(&sim, &areas).await;
+        let _first = append(&log, record(1, 1, 30, 512)).unwrap();
+        let both = append(&log, record(1, 2, 30, 510)).unwrap();
+        log.durable(both).await.unwrap();
+        let next = append(&log, record(1, 3, 30, 1)).unwrap();
+        log.durable(next).await.unwrap();
+        assert_eq!(log.status().halves[0].written, Blocks::new(1 + 1024 + 2));
+        log.position()
+    });
+    for copy in [1, 2] {
+        rot(&areas, copy, 4096 + 1);
+    }
+    let error = recover_now(&sim, &areas, position).unwrap_err();
+    assert_eq!(error, RecoverError::Damaged { half: 1, batch: 1 });
+}
+
+#[test]
+fn recovery_reads_as_much_of_a_large_log_as_of_a_small_one() {
+    let read = |area_blocks| {
+        let sim = SimWorld::new(1);
+        let (areas, position) = ten_in(&sim, area_blocks);
+        let count = || areas.disks.values().map(|d| d.counters().blocks_read).sum::<u64>();
+        let before = count();
+        assert_all_ten(&recover_now(&sim, &areas, position).unwrap());
+        count() - before
+    };
+    let small = read(4096);
+    assert_eq!(read(1 << 17), small);
+    // Two copies are searched for one batch; the chain has 31 blocks.
+    assert!(small <= 2 * 1024 + 100, "{small} blocks");
+}
+
+#[test]
+fn a_chain_of_small_batches_is_read_in_few_requests() {
+    let sim = SimWorld::new(1);
+    let areas = Areas::new(&sim, 2, 8192);
+    let position = sim.block_on(async {
+        let log = begun(&sim, &areas).await;
+        for n in 1..=600 {
+            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        log.position()
+    });
+    // Neither copy is whole: the chain changes over, twice.
+    rot(&areas, 1, 4096 + 1 + 3 * 200);
+    rot(&areas, 2, 4096 + 1 + 3 * 400);
+    let count = |of: fn(cairn_raid_disk::DiskCounters) -> u64| {
+        areas.disks.values().map(|d| of(d.counters())).sum::<u64>()
+    };
+    let before = (count(|c| c.reads), count(|c| c.blocks_read));
+    let recovered = recover_now(&sim, &areas, position).unwrap();
+    assert_eq!(recovered.records.len(), 600);
+    let (requests, blocks) = (count(|c| c.reads) - before.0, count(|c| c.blocks_read) - before.1);
+    assert!(requests < 60, "{requests} requests");
+    // The chain once, what was fetched in vain, and the search behind its end.
+    assert!(blocks < 1801 + 2 * 1024 + 2 * 1024, "{blocks} blocks");
 }
 
 #[test]
