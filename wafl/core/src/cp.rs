@@ -438,10 +438,18 @@ impl Run<'_> {
                 }
                 st.to_place()
             };
-            let want = want + want / 4 + SLACK_BLOCKS;
+            let least = want;
+            let mut want = want + want / 4 + SLACK_BLOCKS;
             space.expected = want;
+            match self.space_ready(space, want).await {
+                // More than there was a moment ago may not be promised to anybody.
+                Err(CpError::Full) => {
+                    want = least;
+                    self.space_ready(space, want).await?;
+                }
+                other => other?,
+            }
             self.vvbns_ready(volume, &mut pool, want).await?;
-            self.space_ready(space, want).await?;
             let cut = {
                 let mut st = volume.lock();
                 let fits = st.to_place() <= want;
