@@ -183,6 +183,10 @@ pub struct Demo {
     /// Disk driver
     #[arg(long, default_value = "auto")]
     pub driver: DriverName,
+    /// File or device that stands for non-volatile memory and takes the log (may be given several
+    /// times, up to three copies; at every start)
+    #[arg(long, value_name = "PATH")]
+    pub nvram: Vec<PathBuf>,
 }
 
 impl Demo {
@@ -199,6 +203,7 @@ impl Demo {
             cache_bytes: self.cache.unwrap_or(CACHE_BYTES_DEFAULT),
             rpcbind: self.rpcbind.into(),
             driver: self.driver.into(),
+            nvram: self.nvram.clone(),
             fresh: if self.fresh { demo::Fresh::Yes } else { demo::Fresh::No },
         }
     }

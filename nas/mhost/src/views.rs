@@ -62,7 +62,7 @@ fn finding_view(finding: CheckFinding) -> CheckFindingView {
 
 impl MHost {
     /// All disks.
-    pub(crate) async fn disks_view(&self) -> Result<Vec<DiskView>, ApiError> {
+    pub async fn disks_view(&self) -> Result<Vec<DiskView>, ApiError> {
         Ok(self.disk_reports().await?.into_iter().map(disk_view).collect())
     }
 

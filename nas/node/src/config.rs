@@ -136,6 +136,8 @@ struct StorageFile {
     disks: Vec<PathBuf>,
     #[serde(default)]
     log_devices: Vec<PathBuf>,
+    #[serde(default)]
+    log_devices_nonvolatile: bool,
     cache: Option<String>,
     #[serde(default)]
     driver: DriverChoice,
@@ -188,6 +190,8 @@ pub struct StorageConfig {
     pub disks: Vec<PathBuf>,
     /// Devices that hold the log only; none: the log lies on disks of the aggregate.
     pub log_devices: Vec<PathBuf>,
+    /// Whether those keep what they took without a flush.
+    pub log_devices_nonvolatile: bool,
     /// Bytes of the buffer cache.
     pub cache_bytes: u64,
     /// Disk driver.
@@ -292,6 +296,7 @@ impl NodeConfig {
             storage: StorageConfig {
                 disks: storage.disks,
                 log_devices: storage.log_devices,
+                log_devices_nonvolatile: storage.log_devices_nonvolatile,
                 cache_bytes,
                 driver: storage.driver,
                 raid: storage.raid,
@@ -320,6 +325,7 @@ mod tests {
         assert_eq!(config.front.nfs, "0.0.0.0:2049".parse().unwrap());
         assert_eq!(config.front.rest, RestEndpoint::Unix("/var/lib/cairn/rest.sock".into()));
         assert_eq!(config.storage.raid, RaidLayout::RaidDp);
+        assert!(!config.storage.log_devices_nonvolatile, "only who says so has such devices");
         assert_eq!(config.storage.cache_bytes, CACHE_BYTES_DEFAULT);
     }
 
@@ -328,7 +334,7 @@ mod tests {
         let text = "state_dir = \"/s\"\n[nfs]\nlisten = \"10.0.0.1:20490\"\nworkers = 3\n\
             rpcbind = \"serve\"\nrpcbind_port = 1111\n[rest]\nlisten = \"127.0.0.1:80\"\n\
             metrics_without_token = true\n[storage]\ndisks = [\"/a\", \"/b\"]\n\
-            log_devices = [\"/l\"]\ncache = \"2GiB\"\ndriver = \"threads\"\nraid = \"raid4\"\n\
+            log_devices = [\"/l\"]\nlog_devices_nonvolatile = true\ncache = \"2GiB\"\ndriver = \"threads\"\nraid = \"raid4\"\n\
             spares = 0\n";
         let config = parse(text).unwrap();
         assert_eq!(config.front.workers, 3);
@@ -337,6 +343,7 @@ mod tests {
         assert!(config.front.metrics_open);
         assert_eq!(config.storage.cache_bytes, 2 << 30);
         assert_eq!(config.storage.log_devices, vec![PathBuf::from("/l")]);
+        assert!(config.storage.log_devices_nonvolatile);
         assert_eq!((config.storage.raid, config.storage.spares), (RaidLayout::Raid4, 0));
         assert_eq!(config.storage.driver, DriverChoice::Threads);
     }

@@ -39,6 +39,8 @@ pub const DISK_BYTES_DEFAULT: u64 = 2 << 30;
 pub const DISK_BYTES_MIN: u64 = 64 << 20;
 /// Most disks of a demo.
 pub const DISKS_MAX: u16 = 64;
+/// A disk has as many times the bytes of a file that stands for non-volatile memory.
+const NVRAM_SHARE: u64 = 16;
 /// Port of NFS unless asked otherwise.
 pub const NFS_PORT: u16 = 12049;
 /// Port of REST unless asked otherwise.
@@ -71,6 +73,9 @@ pub struct DemoOptions {
     pub rpcbind: Rpcbind,
     /// Disk driver.
     pub driver: DriverChoice,
+    /// Files or devices that stand for non-volatile memory: the log lies there. To be named at
+    /// every start; files are made with the demo.
+    pub nvram: Vec<PathBuf>,
     /// Whether an earlier demo in the directory is thrown away.
     pub fresh: Fresh,
 }
@@ -286,6 +291,10 @@ impl Dir {
             let blocks = Blocks::for_bytes(wanted.disk_bytes);
             create_file_disk(&self.disk(number), blocks)?;
         }
+        for path in options.nvram.iter().filter(|p| !p.exists()) {
+            let bytes = (wanted.disk_bytes / NVRAM_SHARE).max(DISK_BYTES_MIN) & !0xfff;
+            create_file_disk(path, Blocks::for_bytes(bytes))?;
+        }
         Ok((wanted, Formation::Allowed))
     }
 
@@ -337,7 +346,8 @@ fn node_config(
         },
         storage: StorageConfig {
             disks,
-            log_devices: Vec::new(),
+            log_devices: options.nvram.clone(),
+            log_devices_nonvolatile: true,
             cache_bytes: options.cache_bytes,
             driver: options.driver,
             raid: shape.raid,
@@ -458,6 +468,7 @@ mod tests {
             cache_bytes: 64 << 20,
             rpcbind: Rpcbind::Off,
             driver: DriverChoice::Auto,
+            nvram: Vec::new(),
             fresh: Fresh::No,
         }
     }

@@ -46,6 +46,7 @@ pub fn check(disks: &[PathBuf], repair: bool, data: bool) -> Result<String, Offl
         let config = StorageConfig {
             disks: disks.to_vec(),
             log_devices: Vec::new(),
+            log_devices_nonvolatile: false,
             cache_bytes: CACHE_BYTES,
             driver: DriverChoice::Auto,
             raid: RaidLayout::RaidDp,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cairn_cf::DModule;
 use cairn_raid_api::{Aggregate, AggregateAdmin};
 use cairn_raid_disk::{
-    Disk, Driver, DriverError, DriverOptions, OpenDiskError, OpenedDisk, open_disks,
+    Disk, Driver, DriverError, DriverOptions, NonVolatile, OpenDiskError, OpenedDisk, open_disks,
 };
 use cairn_raid_group::{
     CreateError, CreateOptions, OpenOptions, Opener, Probe, RaidAggregate, RaidKind, probe,
@@ -184,6 +184,14 @@ pub(crate) async fn open_aggregate(
     let members = all.len();
     all.extend(config.log_devices.iter().cloned());
     let Opened { mut disks, absent } = open_when_free(world, &all, options).await?;
+    if config.log_devices_nonvolatile {
+        let is_log = |disk: &Arc<dyn Disk>| {
+            config.log_devices.iter().any(|d| d.display().to_string() == disk.info().location)
+        };
+        for disk in disks.iter_mut().filter(|d| is_log(d)) {
+            *disk = Arc::new(NonVolatile::new(disk.clone()));
+        }
+    }
     let probes = probe(&disks).await;
     let opener = Some(opener(options));
     if probes.iter().any(|(_, p)| matches!(p, Probe::Labelled(_))) {

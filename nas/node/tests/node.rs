@@ -55,6 +55,7 @@ fn config(dir: &Path, disks: Vec<PathBuf>) -> NodeConfig {
         storage: StorageConfig {
             disks,
             log_devices: Vec::new(),
+            log_devices_nonvolatile: false,
             cache_bytes: 32 << 20,
             driver: DriverChoice::Auto,
             raid: RaidLayout::RaidDp,
@@ -109,6 +110,43 @@ fn node_comes_back_with_its_volumes_and_lets_no_second_one_in() {
         assert_eq!(node.front.mhost().volume("v").unwrap().junction, "/some/where");
         node.stop().await.unwrap();
     });
+}
+
+/// Log devices that are declared non-volatile are written and never flushed; others are flushed.
+#[test]
+fn nonvolatile_log_devices_take_the_log_without_a_flush() {
+    for nonvolatile in [true, false] {
+        let dir = TempDir::new(if nonvolatile { "nvram" } else { "log-devices" });
+        let mut all = dir.disks(7);
+        let mut config = config(&dir.0, all.split_off(3));
+        (config.storage.log_devices, config.storage.log_devices_nonvolatile) = (all, nonvolatile);
+        for form in [Formation::Allowed, Formation::Refused] {
+            run(async |world| {
+                let node = start(&world, &config, form).await.unwrap();
+                let mhost = node.front.mhost();
+                let request = VolumeCreate {
+                    name: format!("{form:?}").to_lowercase(),
+                    size_bytes: 16 << 20,
+                    junction: None,
+                    rules: vec![ExportRule::everybody(RuleSquash::Root)],
+                };
+                let job = mhost.create_volume(request).unwrap();
+                assert_eq!(mhost.wait_job(job.id).await.unwrap().state, JobState::Done);
+                let disks = mhost.disks_view().await.unwrap();
+                let is_log =
+                    |at: &str| config.storage.log_devices.iter().any(|d| d == Path::new(at));
+                let logs: Vec<_> = disks.iter().filter(|d| is_log(&d.location)).collect();
+                assert_eq!(logs.len(), 3);
+                for log in logs {
+                    assert!(log.writes > 0, "{log:?}");
+                    assert_eq!(log.flushes == 0, nonvolatile, "{log:?}");
+                }
+                let rest = disks.iter().filter(|d| !is_log(&d.location));
+                assert!(rest.clone().all(|d| d.flushes > 0), "{rest:?}");
+                node.stop().await.unwrap();
+            });
+        }
+    }
 }
 
 #[test]

@@ -23,11 +23,13 @@
 mod device;
 mod driver;
 mod errno;
+mod nonvolatile;
 mod open;
 mod threads;
 mod uring;
 mod vector;
 
+pub use nonvolatile::NonVolatile;
 pub use open::{
     CreateDiskError, DISK_BLOCKS_MIN, Driver, DriverError, DriverOptions, OpenDiskError,
     OpenedDisk, create_file_disk, open_disks,

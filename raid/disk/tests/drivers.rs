@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use cairn_raid_disk::{
-    CreateDiskError, Disk, DiskClass, DiskError, Driver, DriverOptions, OpenDiskError,
+    CreateDiskError, Disk, DiskClass, DiskError, Driver, DriverOptions, NonVolatile, OpenDiskError,
     create_file_disk, open_disks,
 };
 use cairn_sim::conformance::{
@@ -379,4 +379,18 @@ fn stable_write_that_timed_out_is_never_followed_by_a_flush_that_is_ok() {
         let later = block_on(disk.flush());
         assert!(matches!(&later, Err(DiskError::Gone { reason }) if reason.contains("flush")));
     }
+}
+
+/// A device that is declared non-volatile is what it was, but nobody flushes it.
+#[test]
+fn nonvolatile_device_conforms_and_is_not_flushed() {
+    let scratch = Scratch::new();
+    let disk = NonVolatile::new(open_one(&scratch.disk("d"), Driver::Auto).unwrap());
+    let write = disk.write_stable(Dbn::new(3), vec![pattern(3), pattern(4)]).expect("it has one");
+    block_on(write).unwrap();
+    block_on(disk.flush()).unwrap();
+    let found = block_on(read_blocks(&disk, 3, 2));
+    assert!(*found[0] == *pattern(3) && *found[1] == *pattern(4));
+    let counters = disk.counters();
+    assert_eq!((counters.writes, counters.blocks_written, counters.flushes), (1, 2, 0));
 }

@@ -44,6 +44,7 @@ async fn serve() -> anyhow::Result<()> {
     let config = StorageConfig {
         disks,
         log_devices: Vec::new(),
+        log_devices_nonvolatile: false,
         cache_bytes: CACHE_BYTES_DEFAULT,
         driver: DriverChoice::Auto,
         raid: RaidLayout::RaidDp,

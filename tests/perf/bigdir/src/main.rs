@@ -198,6 +198,7 @@ async fn whole() -> anyhow::Result<()> {
     let config = StorageConfig {
         disks,
         log_devices: Vec::new(),
+        log_devices_nonvolatile: false,
         cache_bytes,
         driver: DriverChoice::Auto,
         raid: RaidLayout::RaidDp,

@@ -262,6 +262,7 @@ async fn whole() -> anyhow::Result<()> {
     let config = StorageConfig {
         disks,
         log_devices: Vec::new(),
+        log_devices_nonvolatile: false,
         cache_bytes: CACHE_BYTES,
         driver: DriverChoice::Auto,
         raid: options.raid,

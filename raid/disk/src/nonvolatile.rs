@@ -1,0 +1,50 @@
+//! A device whose writes are stable as soon as they are done: memory with a battery, or flash
+//! that its own capacitors save.
+//!
+//! Layer: over a driver. Nobody can find out whether a device is one, so somebody must say so:
+//! where that is wrong, a power cut takes what was acknowledged.
+
+use std::sync::Arc;
+
+use cairn_sys::{Block, BlockMut, BoxFuture};
+use cairn_units::{Blocks, Dbn};
+
+use crate::{Disk, DiskCounters, DiskError, DiskInfo};
+
+/// See the module.
+pub struct NonVolatile(Arc<dyn Disk>);
+
+impl NonVolatile {
+    /// Declares `disk` not volatile.
+    pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self(disk)
+    }
+}
+
+impl Disk for NonVolatile {
+    fn info(&self) -> DiskInfo {
+        self.0.info()
+    }
+    fn read(&self, at: Dbn, bufs: Vec<BlockMut>) -> BoxFuture<Result<Vec<BlockMut>, DiskError>> {
+        self.0.read(at, bufs)
+    }
+    fn write(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
+        self.0.write(at, blocks)
+    }
+    fn flush(&self) -> BoxFuture<Result<(), DiskError>> {
+        Box::pin(core::future::ready(Ok(())))
+    }
+    fn write_stable(
+        &self,
+        at: Dbn,
+        blocks: Vec<Block>,
+    ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
+        Ok(self.0.write(at, blocks))
+    }
+    fn discard(&self, at: Dbn, count: Blocks) -> BoxFuture<Result<(), DiskError>> {
+        self.0.discard(at, count)
+    }
+    fn counters(&self) -> DiskCounters {
+        self.0.counters()
+    }
+}
