@@ -39,8 +39,6 @@ pub const DISK_BYTES_DEFAULT: u64 = 2 << 30;
 pub const DISK_BYTES_MIN: u64 = 64 << 20;
 /// Most disks of a demo.
 pub const DISKS_MAX: u16 = 64;
-/// A disk has as many times the bytes of a file that stands for non-volatile memory.
-const NVRAM_SHARE: u64 = 16;
 /// Port of NFS unless asked otherwise.
 pub const NFS_PORT: u16 = 12049;
 /// Port of REST unless asked otherwise.
@@ -292,8 +290,8 @@ impl Dir {
             create_file_disk(&self.disk(number), blocks)?;
         }
         for path in options.nvram.iter().filter(|p| !p.exists()) {
-            let bytes = (wanted.disk_bytes / NVRAM_SHARE).max(DISK_BYTES_MIN) & !0xfff;
-            create_file_disk(path, Blocks::for_bytes(bytes))?;
+            // As large as a disk: the smallest one decides how large the log is.
+            create_file_disk(path, Blocks::for_bytes(wanted.disk_bytes))?;
         }
         Ok((wanted, Formation::Allowed))
     }

@@ -112,6 +112,13 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
+    /// Tells who waits for [`Nvlog::wants_switch`] that this refusal made one due.
+    fn note_refusal(&self, state: &mut State) {
+        if state.take_new_refusal() {
+            self.changed.notify_waiters();
+        }
+    }
+
     /// Waits until `ready` gives something; it is asked after every change.
     async fn wait<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T> + Send) -> T {
         loop {
@@ -258,7 +265,10 @@ impl Nvlog {
         let shared = &self.shared;
         shared
             .wait(|state| match state.reserve(blocks) {
-                Ok(false) => None,
+                Ok(false) => {
+                    shared.note_refusal(state);
+                    None
+                }
                 Ok(true) => Some(Ok(Reservation { shared: shared.clone(), blocks })),
                 Err(error) => Some(Err(error)),
             })

@@ -21,7 +21,8 @@ const OVERHEAD_BLOCKS: u64 = 2;
 /// Why the storage manager should start a consistency point and switch halves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SwitchReason {
-    /// More than [`SWITCH_PERCENT`] of the half is used or reserved.
+    /// More than [`SWITCH_PERCENT`] of the half is used or reserved, or somebody waits for more
+    /// than is left of it.
     Filling,
     /// A copy failed; the next half is put on healthy areas.
     CopyLost,
@@ -144,6 +145,9 @@ pub(crate) struct State {
     halves: BTreeMap<u64, Half>,
     queue: VecDeque<Queued>,
     reserved: u64,
+    /// Somebody asked for more than is left of the newest half; and that was told.
+    refused: bool,
+    refusal_told: bool,
     round: u64,
     failed: Option<LogError>,
     counters: LogCounters,
@@ -164,6 +168,8 @@ impl State {
             halves: BTreeMap::new(),
             queue: VecDeque::new(),
             reserved: 0,
+            refused: false,
+            refusal_told: false,
             round: 0,
             failed: None,
             counters: LogCounters::default(),
@@ -231,8 +237,26 @@ impl State {
         let granted = blocks <= self.room();
         if granted {
             self.reserved += blocks.get();
+        } else {
+            self.refused |= self.newest_alone();
         }
         Ok(granted)
+    }
+
+    /// Whether somebody was refused for the first time since the half was opened.
+    pub(crate) fn take_new_refusal(&mut self) -> bool {
+        let told = core::mem::replace(&mut self.refusal_told, self.refused);
+        self.refused && !told
+    }
+
+    /// Whether the newest half takes records and no other one does: what there is no room for now
+    /// has to wait for a switch.
+    fn newest_alone(&self) -> bool {
+        let mut open = self.halves.iter().filter(|(_, half)| !half.closed);
+        let newest = open
+            .next()
+            .is_some_and(|(no, half)| *no == self.newest && half.phase == Phase::Announced);
+        newest && open.next().is_none()
     }
 
     /// Gives back what was reserved.
@@ -251,7 +275,10 @@ impl State {
             return Some(SwitchReason::CopyLost);
         }
         let used = self.half_blocks - self.free(half) + self.reserved;
-        (used * 100 >= self.half_blocks * SWITCH_PERCENT).then_some(SwitchReason::Filling)
+        // A switch makes room only if there is something in the half.
+        let waited_for = self.refused && (half.next_batch > 1 || half.pending > 0);
+        let filling = used * 100 >= self.half_blocks * SWITCH_PERCENT || waited_for;
+        filling.then_some(SwitchReason::Filling)
     }
 
     /// Takes a record in; `reserved` is what is left of its reservation.
@@ -294,6 +321,7 @@ impl State {
             self.newest += 1;
         }
         self.begun = true;
+        (self.refused, self.refusal_told) = (false, false);
         let half = Half {
             phase: Phase::Unopened,
             closed: false,

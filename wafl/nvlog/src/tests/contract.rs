@@ -99,6 +99,34 @@ fn a_fenced_copy_stops_the_log_even_when_another_one_works() {
     });
 }
 
+/// Less than `SWITCH_PERCENT` is used, but who waits needs more than the rest.
+#[test]
+fn who_waits_for_more_than_is_left_makes_a_switch_due() {
+    let sim = SimWorld::new(15);
+    let areas = Areas::new(&sim, 2, 64);
+    sim.block_on(async {
+        let log = begun(&sim, &areas).await;
+        let clock = sim.world().clock;
+        for _ in 0..5 {
+            let lsn = append(&log, record(1, 1, 10, 15)).unwrap();
+            log.durable(lsn).await.unwrap();
+            let due = first(log.wants_switch(), clock.sleep(Duration::from_secs(1)));
+            assert_eq!(due.await, None, "nobody waits for the other half of it");
+            let switch = async {
+                let due = first(log.wants_switch(), clock.sleep(Duration::from_secs(1)));
+                assert_eq!(due.await, Some(Ok(SwitchReason::Filling)));
+                let old = log.current();
+                log.switch_half().unwrap();
+                log.close_half(old);
+                log.settle(old).await.unwrap();
+                log.release_half(old);
+            };
+            let (room, ()) = both(log.reserve_or_wait(Blocks::new(16)), switch).await;
+            drop(room.unwrap());
+        }
+    });
+}
+
 #[test]
 fn a_full_half_gives_no_room_until_it_is_switched() {
     let sim = SimWorld::new(5);
@@ -135,6 +163,16 @@ fn a_full_half_gives_no_room_until_it_is_switched() {
         assert!(position.opened);
         assert_eq!(log.status().reserved, Blocks::new(0));
     });
+}
+
+/// What `a` gives, if it does before `limit` ends.
+async fn first<A>(a: impl Future<Output = A>, limit: impl Future<Output = ()>) -> Option<A> {
+    let (mut a, mut limit) = (Box::pin(a), Box::pin(limit));
+    core::future::poll_fn(move |cx| match a.as_mut().poll(cx) {
+        core::task::Poll::Ready(value) => core::task::Poll::Ready(Some(value)),
+        core::task::Poll::Pending => limit.as_mut().poll(cx).map(|()| None),
+    })
+    .await
 }
 
 /// Runs two futures at once.
