@@ -10,7 +10,7 @@ use cairn_raid_disk::{
     Disk, Driver, DriverError, DriverOptions, NonVolatile, OpenDiskError, OpenedDisk, open_disks,
 };
 use cairn_raid_group::{
-    CreateError, CreateOptions, OpenOptions, Opener, Probe, RaidAggregate, RaidKind, probe,
+    CreateError, CreateOptions, OpenOptions, Opener, Probe, RaidAggregate, RaidKind, Role, probe,
 };
 use cairn_sys::World;
 use cairn_units::BLOCK_BYTES_U64;
@@ -173,6 +173,31 @@ fn found(probes: &[(String, Probe)]) -> String {
     each.join("; ")
 }
 
+/// Log devices are flushed no more. The label has the last word: names of devices change places,
+/// and a disk with data in the place of a log device goes on being flushed.
+fn declare_nonvolatile(
+    config: &StorageConfig,
+    probes: &[(String, Probe)],
+    disks: &mut [Arc<dyn Disk>],
+) {
+    for disk in disks {
+        let location = disk.info().location;
+        if !config.log_devices.iter().any(|d| d.display().to_string() == location) {
+            continue;
+        }
+        let found = probes.iter().find(|(at, _)| *at == location).map(|(_, probe)| probe);
+        match found {
+            Some(Probe::Blank) => {}
+            Some(Probe::Labelled(id)) if id.role == Role::Log => {}
+            _ => {
+                tracing::warn!("{location} is named as a log device and is none; it is flushed");
+                continue;
+            }
+        }
+        *disk = Arc::new(NonVolatile::new(disk.clone()));
+    }
+}
+
 pub(crate) async fn open_aggregate(
     world: &World,
     config: &StorageConfig,
@@ -184,15 +209,10 @@ pub(crate) async fn open_aggregate(
     let members = all.len();
     all.extend(config.log_devices.iter().cloned());
     let Opened { mut disks, absent } = open_when_free(world, &all, options).await?;
-    if config.log_devices_nonvolatile {
-        let is_log = |disk: &Arc<dyn Disk>| {
-            config.log_devices.iter().any(|d| d.display().to_string() == disk.info().location)
-        };
-        for disk in disks.iter_mut().filter(|d| is_log(d)) {
-            *disk = Arc::new(NonVolatile::new(disk.clone()));
-        }
-    }
     let probes = probe(&disks).await;
+    if config.log_devices_nonvolatile {
+        declare_nonvolatile(config, &probes, &mut disks);
+    }
     let opener = Some(opener(options));
     if probes.iter().any(|(_, p)| matches!(p, Probe::Labelled(_))) {
         let to_open = OpenOptions { opener, ..OpenOptions::default() };

@@ -146,6 +146,20 @@ fn nonvolatile_log_devices_take_the_log_without_a_flush() {
                 node.stop().await.unwrap();
             });
         }
+        // The names of a log device and a data disk have changed places.
+        let storage = &mut config.storage;
+        std::mem::swap(&mut storage.disks[0], &mut storage.log_devices[0]);
+        run(async |world| {
+            let node = start(&world, &config, Formation::Refused).await.unwrap();
+            let disks = node.front.mhost().disks_view().await.unwrap();
+            let data = disks.iter().filter(|d| d.role != "log");
+            assert_eq!(data.clone().count(), 4, "{disks:?}");
+            assert!(
+                data.clone().all(|d| d.flushes > 0),
+                "a data disk is always flushed: {disks:?}"
+            );
+            node.stop().await.unwrap();
+        });
     }
 }
 

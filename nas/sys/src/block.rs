@@ -176,6 +176,18 @@ impl Common {
         }
     }
 
+    /// The first `count` pages of a run that is whole; the others stay in the pool.
+    fn take_run(&mut self, count: usize) -> Option<&'static [Header]> {
+        let run = self.whole.pop()?;
+        let left = u64::MAX.checked_shl(u32::try_from(count).unwrap_or(u32::MAX)).unwrap_or(0);
+        run.free.store(left, Ordering::Relaxed);
+        if left != 0 {
+            run.listed.store(self.partial.len(), Ordering::Relaxed);
+            self.partial.push(run);
+        }
+        Some(&run.headers()[..count])
+    }
+
     fn give_back(&mut self, page: HeaderRef) {
         let run = page.run;
         let (bit, before) = (1 << page.place, run.free.load(Ordering::Relaxed));
@@ -290,13 +302,10 @@ impl BlockMut {
     pub fn take_many(count: usize) -> Vec<Self> {
         let mut out = Vec::with_capacity(count);
         while count - out.len() >= RUN_PAGES / 2 {
-            let Some(run) = common().whole.pop() else { break };
-            let mut pages = Vec::with_capacity(RUN_PAGES);
-            run.drain(&mut pages);
-            let surplus = pages.split_off(pages.len().min(count - out.len()));
-            count_pages(pages.len() as u64);
-            out.extend(pages.into_iter().map(|page| Self(Block(claim(page)))));
-            keep(surplus);
+            let wanted = RUN_PAGES.min(count - out.len());
+            let Some(pages) = common().take_run(wanted) else { break };
+            count_pages(wanted as u64);
+            out.extend(pages.iter().map(|page| Self(Block(claim(page)))));
         }
         while out.len() < count {
             out.push(Self::dirty());

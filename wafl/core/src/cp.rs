@@ -342,8 +342,15 @@ impl Run<'_> {
         let bites = 2 * dirty / BITE_BLOCKS as u64;
         let mut from = InodeNo::new(0);
         for _ in 0..bites {
-            self.vvbns_ready(volume, pool, BITE_BLOCKS as u64).await?;
-            self.space_ready(space, BITE_BLOCKS as u64).await?;
+            let ready = async {
+                self.vvbns_ready(volume, pool, BITE_BLOCKS as u64).await?;
+                self.space_ready(space, BITE_BLOCKS as u64).await
+            };
+            match ready.await {
+                // Less than a whole bite may be left to place: the freeze asks for what it needs.
+                Err(CpError::Full | CpError::VolumeFull(_)) => break,
+                other => other?,
+            }
             let placed = {
                 let mut st = volume.lock();
                 // Clients go on writing: what there is now decides how deep the next tetris is.
@@ -449,7 +456,13 @@ impl Run<'_> {
                 }
                 other => other?,
             }
-            self.vvbns_ready(volume, &mut pool, want).await?;
+            match self.vvbns_ready(volume, &mut pool, want).await {
+                Err(CpError::VolumeFull(_)) => {
+                    want = least;
+                    self.vvbns_ready(volume, &mut pool, want).await?;
+                }
+                other => other?,
+            }
             let cut = {
                 let mut st = volume.lock();
                 let fits = st.to_place() <= want;
