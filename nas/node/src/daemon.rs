@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cairn_cf::DModule;
 use cairn_sys::World;
+use cairn_units::BLOCK_BYTES_U64;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -93,6 +94,16 @@ pub struct Node {
     _state: StateDir,
 }
 
+/// Takes the memory of the buffer cache from the kernel beside the start, not when clients first
+/// write: the cache would come to be as large anyway.
+fn take_memory(cache_bytes: u64) {
+    let pages = usize::try_from(cache_bytes / BLOCK_BYTES_U64).unwrap_or(usize::MAX);
+    let taking = move || cairn_sys::block::reserve(pages);
+    if let Err(error) = cairn_sys::real::background("cairn-memory", taking) {
+        tracing::warn!(%error, "memory is taken as it is needed");
+    }
+}
+
 impl Node {
     /// Starts every layer from the bottom up, on a state directory that is locked already.
     ///
@@ -106,6 +117,7 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let db = Front::database(&state)?;
         let added = cairn_mhost::MHost::added_disks(&db)?;
+        take_memory(config.storage.cache_bytes);
         let storage = Storage::open(world, &config.storage, &added, formation).await?;
         let dmodule: Arc<dyn DModule> = storage.dmodule();
         match Front::start(world, &state, db, dmodule, &config.front).await {

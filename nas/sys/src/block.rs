@@ -12,8 +12,8 @@
 //! Pages come from slabs that live as long as the process, so that a driver can register them
 //! with the kernel once ([`slabs`]). A slab is cut into runs of [`RUN_PAGES`]: who takes many pages at
 //! once ([`BlockMut::take_many`]) gets neighbours, so that the blocks of one transfer are few pieces of
-//! memory on their way to a disk. The pool never shrinks, and makes a slab only when no page is
-//! free; who allocates in bulk (the buffer cache, the connection budgets) is bounded by configuration.
+//! memory on their way to a disk. The pool never shrinks, and makes a slab when no page is
+//! free, or ahead of that ([`reserve`]: a node takes the memory of its cache when it starts); who allocates in bulk (the buffer cache, the connection budgets) is bounded by configuration.
 //!
 //! Life cycle: pool → `BlockMut::{zeroed,dirty}` → `freeze` → `Block` (clones) → last drop → pool.
 //!
@@ -30,7 +30,6 @@
 
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
-use std::alloc::{Layout, alloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::LazyLock;
@@ -39,6 +38,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use cairn_units::BLOCK_BYTES;
 
 use crate::lock::{Leaf, LeafGuard, Rank};
+use crate::slab;
 
 /// Pages in one slab: 4 MiB, what a driver registers as one buffer.
 pub const SLAB_PAGES: usize = 1024;
@@ -48,8 +48,6 @@ pub const RUN_PAGES: usize = 64;
 const MAGAZINE_PAGES_MAX: usize = 128;
 /// Pages that a thread fetches from the common pool, if it has them.
 const REFILL_PAGES: usize = MAGAZINE_PAGES_MAX / 2;
-/// Alignment of slabs: a huge page of the processor.
-const SLAB_ALIGN: usize = 2 << 20;
 /// In `Header::crc`: the low half is the checksum.
 const CRC_KNOWN: u64 = 1 << 32;
 
@@ -130,24 +128,18 @@ impl Run {
     }
 }
 
-impl Common {
-    /// Makes a slab of pages.
-    fn grow(&mut self) {
-        let bytes = SLAB_PAGES * BLOCK_BYTES;
-        let Ok(layout) = Layout::from_size_align(bytes, SLAB_ALIGN) else {
-            unreachable!("size and alignment are constants")
-        };
-        // SAFETY: the layout is not empty.
-        let base = unsafe { alloc(layout) };
-        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
-        // SAFETY: the memory is ours and `bytes` long; the advice may be refused.
-        let _small_pages =
-            unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-        // SAFETY: as above.
-        unsafe { base.as_ptr().write_bytes(0, bytes) };
-        self.slabs.push((base.as_ptr().expose_provenance(), bytes));
-        // Reversed, so that runs are handed out in address order.
-        for first in (0..SLAB_PAGES).step_by(RUN_PAGES).rev() {
+/// Pages that no pool has yet.
+struct Slab {
+    base: usize,
+    /// In order of their addresses.
+    runs: Vec<&'static Run>,
+}
+
+impl Slab {
+    /// Takes a millisecond or more: not with the pool locked.
+    fn make() -> Self {
+        let base = slab::map(SLAB_PAGES * BLOCK_BYTES);
+        let run = |first: usize| -> &'static Run {
             let run: &'static Run = Box::leak(Box::new(Run {
                 headers: LazyHeaders::new(),
                 free: AtomicU64::new(u64::MAX),
@@ -161,18 +153,34 @@ impl Common {
             let headers: Vec<Header> = (0..u64::BITS).map(header).collect();
             let fresh = run.headers.set(Vec::leak(headers)).is_ok();
             assert!(fresh, "a run gets its headers once");
-            self.whole.push(run);
-        }
+            run
+        };
+        let runs = (0..SLAB_PAGES).step_by(RUN_PAGES).map(run).collect();
+        Self { base: base.as_ptr().expose_provenance(), runs }
+    }
+}
+
+/// Makes slabs until the pool has `pages` in all, used or not: who knows how many will be needed
+/// spares those who take them the making. Takes about a millisecond for each slab.
+pub fn reserve(pages: usize) {
+    while common().slabs.len() * SLAB_PAGES < pages {
+        let slab = Slab::make();
+        common().add(slab);
+    }
+}
+
+impl Common {
+    fn add(&mut self, slab: Slab) {
+        self.slabs.push((slab.base, SLAB_PAGES * BLOCK_BYTES));
+        // Reversed, so that runs are handed out in address order.
+        self.whole.extend(slab.runs.into_iter().rev());
     }
 
     /// Some free pages, from runs that are broken into already if there are any.
     fn refill(&mut self, into: &mut Vec<HeaderRef>) {
         while into.len() < REFILL_PAGES {
-            match self.partial.pop().or_else(|| self.whole.pop()) {
-                Some(run) => run.drain(into),
-                None if into.is_empty() => self.grow(),
-                None => return,
-            }
+            let Some(run) = self.partial.pop().or_else(|| self.whole.pop()) else { return };
+            run.drain(into);
         }
     }
 
@@ -257,6 +265,12 @@ fn take_page() -> HeaderRef {
     }
     let mut batch = Vec::with_capacity(MAGAZINE_PAGES_MAX);
     common().refill(&mut batch);
+    while batch.is_empty() {
+        let slab = Slab::make();
+        let mut common = common();
+        common.add(slab);
+        common.refill(&mut batch);
+    }
     // Pages are popped from the end: so in the order of their addresses.
     batch.reverse();
     let Some(page) = batch.pop() else { unreachable!("a slab was added if there was nothing") };

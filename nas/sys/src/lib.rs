@@ -9,6 +9,7 @@ pub mod block;
 pub mod lock;
 pub mod mutants;
 pub mod real;
+mod slab;
 
 use core::future::Future;
 use core::pin::Pin;

@@ -73,3 +73,16 @@ impl Spawn for RealSpawn {
         drop(self.handle.spawn(scope(task)));
     }
 }
+
+/// Runs `work`, which ends by itself, on a thread of its own and of the lowest priority: for what
+/// can wait and would keep a task's thread from others.
+///
+/// # Errors
+/// What the kernel says when there is no thread.
+pub fn background(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let quietly = || {
+        crate::slab::lowest_priority();
+        work();
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(quietly).map(drop)
+}

@@ -18,7 +18,7 @@
 //! - The maps are recounted before the root is written; a point that does not add up is refused
 //!   and stops the node: the log has everything since the last root.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
@@ -35,10 +35,15 @@ use tokio::sync::Semaphore;
 use crate::cache::CacheEntry;
 use crate::counters::CpPhase;
 use crate::manager::{Inner, LoadError, Volume};
-use crate::space::{NoBlock, Space, SpaceFile, ones};
+use crate::space::{NoBlock, Space, SpaceFile};
 use crate::sums::{self, Balance, Mismatch};
 use crate::tree::{Key, Tree, TreeMiss};
-use crate::volume::{FileId, Miss, VolState, bit_place, first_clear_bit, inode_offset};
+use crate::volume::{FileId, Miss, VolState, bit_place, inode_offset};
+
+mod vvbns;
+
+use vvbns::Vvbns;
+pub(crate) use vvbns::{container_entry, flip, set_container};
 
 /// Tetrises on their way to RAID at once.
 const TETRISES_IN_FLIGHT: usize = 8;
@@ -117,18 +122,6 @@ impl PhaseClock<'_> {
 struct Writes {
     room: Arc<Semaphore>,
     failed: Arc<Mutex<Option<WriteError>>>,
-}
-
-/// VVBNs of one volume that are marked used and wait for a block.
-#[derive(Default)]
-struct Vvbns {
-    ready: VecDeque<Vvbn>,
-    /// Bits set in each touched map block before its first change.
-    touched: BTreeMap<u64, u64>,
-    taken: u64,
-    released: u64,
-    /// Freed in this point: not to be given out in it.
-    freed: BTreeSet<u64>,
 }
 
 /// A volume between its freeze and the root.
@@ -884,121 +877,6 @@ fn authority(st: &VolState, ptr: BlockPtr) -> Result<Pvbn, Miss> {
         Ok(None) => Ok(ptr.pvbn),
         Err(at) => Err(Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr }),
     }
-}
-
-/// Entry of the container map.
-pub(crate) fn container_entry(block: &Block, vvbn: u64) -> Pvbn {
-    let at = usize::try_from(vvbn % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&block[at..at + 8]);
-    Pvbn::new(u64::from_le_bytes(bytes))
-}
-
-pub(crate) fn set_container(st: &mut VolState, vvbn: Vvbn, pvbn: Pvbn) {
-    let at = usize::try_from(vvbn.get() % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
-    st.container_map.edit(vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK, |block| {
-        block[at..at + 8].copy_from_slice(&pvbn.get().to_le_bytes());
-    });
-}
-
-impl Vvbns {
-    fn is_untouched(&self) -> bool {
-        self.touched.is_empty()
-    }
-
-    fn note(&mut self, st: &VolState, index: u64) {
-        let map = &st.active_map;
-        self.touched.entry(index).or_insert_with(|| match map.peek(Key::data(index)) {
-            Ok(block) => block.map_or(0, ones),
-            Err(_) => panic!("block {index} of the active map must be in memory"),
-        });
-    }
-
-    /// Marks free VVBNs used, from the volume's cursor on, until there are `blocks` of them or a
-    /// map block must be loaded.
-    fn fill(&mut self, st: &mut VolState, blocks: u64, wraps: &mut u32) -> Result<(), Miss> {
-        // Blocks of the two maps that the last VVBN showed to be in memory and noted.
-        let mut sure = None;
-        while (self.ready.len() as u64) < blocks {
-            if st.vvbn_cursor >= st.vvbn_end || st.vvbn_cursor == 0 {
-                *wraps += u32::from(st.vvbn_cursor != 0);
-                st.vvbn_cursor = 1;
-                if *wraps > 2 {
-                    return Ok(());
-                }
-            }
-            let (index, bit) = (st.vvbn_cursor / BITS_PER_BLOCK, st.vvbn_cursor % BITS_PER_BLOCK);
-            let key = Key::data(index);
-            let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
-            st.active_map.reachable(key).map_err(at_map)?;
-            let block = st.active_map.peek(key).map_err(at_map)?;
-            let Some(free) = block.map_or(Some(bit), |block| first_clear_bit(block, bit)) else {
-                st.vvbn_cursor = (index + 1) * BITS_PER_BLOCK;
-                continue;
-            };
-            let vvbn = index * BITS_PER_BLOCK + free;
-            if vvbn >= st.vvbn_end || self.freed.contains(&vvbn) {
-                st.vvbn_cursor = vvbn + 1;
-                continue;
-            }
-            let entry = Key::data(vvbn / CONTAINER_ENTRIES_PER_BLOCK);
-            if sure != Some((index, entry.index)) {
-                let at_map =
-                    |at: TreeMiss| Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr };
-                st.container_map.reachable(entry).map_err(at_map)?;
-                st.container_map.get(entry).map_err(at_map)?;
-                self.note(st, index);
-                st.container_map.edit(entry.index, |_| ());
-                sure = Some((index, entry.index));
-            }
-            flip(st, vvbn, true);
-            self.taken += 1;
-            self.ready.push_back(Vvbn::new(vvbn));
-            st.vvbn_cursor = vvbn + 1;
-        }
-        Ok(())
-    }
-
-    /// Marks a VVBN free.
-    fn release(&mut self, st: &mut VolState, vvbn: Vvbn) -> Result<(), Miss> {
-        let key = Key::data(vvbn.get() / BITS_PER_BLOCK);
-        let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
-        st.active_map.reachable(key).map_err(at_map)?;
-        st.active_map.peek(key).map_err(at_map)?;
-        self.note(st, key.index);
-        flip(st, vvbn.get(), false);
-        self.released += 1;
-        self.freed.insert(vvbn.get());
-        Ok(())
-    }
-
-    /// Marks what was not needed free again; the map blocks are dirty already.
-    fn give_back(&mut self, st: &mut VolState) {
-        for vvbn in core::mem::take(&mut self.ready) {
-            flip(st, vvbn.get(), false);
-            self.taken -= 1;
-        }
-    }
-
-    fn check(&self, st: &VolState) -> Result<(), (u64, u64)> {
-        let mut now = 0;
-        for index in self.touched.keys() {
-            now += match st.active_map.peek(Key::data(*index)) {
-                Ok(block) => block.map_or(0, ones),
-                Err(_) => 0,
-            };
-        }
-        let before: u64 = self.touched.values().sum();
-        if now + self.released == before + self.taken { Ok(()) } else { Err((before, now)) }
-    }
-}
-
-pub(crate) fn flip(st: &mut VolState, vvbn: u64, used: bool) {
-    st.active_map.edit(vvbn / BITS_PER_BLOCK, |block| {
-        let (byte, mask) = bit_place(vvbn % BITS_PER_BLOCK);
-        assert!((block[byte] & mask != 0) != used, "VVBN {vvbn} is marked already: used {used}");
-        block[byte] ^= mask;
-    });
 }
 
 #[cfg(test)]

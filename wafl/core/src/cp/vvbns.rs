@@ -1,0 +1,145 @@
+//! Virtual block numbers in a consistency point: which are given out, and where they lie.
+//!
+//! Layer: consistency points. What marks the active map and the container map of a volume.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use cairn_sys::Block;
+use cairn_units::{Pvbn, Vvbn};
+use cairn_wafl_format::{BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK};
+
+use crate::space::ones;
+use crate::tree::{Key, TreeMiss};
+use crate::volume::{FileId, Miss, VolState, bit_place, first_clear_bit};
+
+/// VVBNs of one volume that are marked used and wait for a block.
+#[derive(Default)]
+pub(super) struct Vvbns {
+    pub(super) ready: VecDeque<Vvbn>,
+    /// Bits set in each touched map block before its first change.
+    touched: BTreeMap<u64, u64>,
+    pub(super) taken: u64,
+    pub(super) released: u64,
+    /// Freed in this point: not to be given out in it.
+    freed: BTreeSet<u64>,
+}
+
+/// Entry of the container map.
+pub(crate) fn container_entry(block: &Block, vvbn: u64) -> Pvbn {
+    let at = usize::try_from(vvbn % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&block[at..at + 8]);
+    Pvbn::new(u64::from_le_bytes(bytes))
+}
+
+pub(crate) fn set_container(st: &mut VolState, vvbn: Vvbn, pvbn: Pvbn) {
+    let at = usize::try_from(vvbn.get() % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
+    st.container_map.edit(vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK, |block| {
+        block[at..at + 8].copy_from_slice(&pvbn.get().to_le_bytes());
+    });
+}
+
+impl Vvbns {
+    pub(super) fn is_untouched(&self) -> bool {
+        self.touched.is_empty()
+    }
+
+    fn note(&mut self, st: &VolState, index: u64) {
+        let map = &st.active_map;
+        self.touched.entry(index).or_insert_with(|| match map.peek(Key::data(index)) {
+            Ok(block) => block.map_or(0, ones),
+            Err(_) => panic!("block {index} of the active map must be in memory"),
+        });
+    }
+
+    /// Marks free VVBNs used, from the volume's cursor on, until there are `blocks` of them or a
+    /// map block must be loaded.
+    pub(super) fn fill(
+        &mut self,
+        st: &mut VolState,
+        blocks: u64,
+        wraps: &mut u32,
+    ) -> Result<(), Miss> {
+        // Blocks of the two maps that the last VVBN showed to be in memory and noted.
+        let mut sure = None;
+        while (self.ready.len() as u64) < blocks {
+            if st.vvbn_cursor >= st.vvbn_end || st.vvbn_cursor == 0 {
+                *wraps += u32::from(st.vvbn_cursor != 0);
+                st.vvbn_cursor = 1;
+                if *wraps > 2 {
+                    return Ok(());
+                }
+            }
+            let (index, bit) = (st.vvbn_cursor / BITS_PER_BLOCK, st.vvbn_cursor % BITS_PER_BLOCK);
+            let key = Key::data(index);
+            let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
+            st.active_map.reachable(key).map_err(at_map)?;
+            let block = st.active_map.peek(key).map_err(at_map)?;
+            let Some(free) = block.map_or(Some(bit), |block| first_clear_bit(block, bit)) else {
+                st.vvbn_cursor = (index + 1) * BITS_PER_BLOCK;
+                continue;
+            };
+            let vvbn = index * BITS_PER_BLOCK + free;
+            if vvbn >= st.vvbn_end || self.freed.contains(&vvbn) {
+                st.vvbn_cursor = vvbn + 1;
+                continue;
+            }
+            let entry = Key::data(vvbn / CONTAINER_ENTRIES_PER_BLOCK);
+            if sure != Some((index, entry.index)) {
+                let at_map =
+                    |at: TreeMiss| Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr };
+                st.container_map.reachable(entry).map_err(at_map)?;
+                st.container_map.get(entry).map_err(at_map)?;
+                self.note(st, index);
+                st.container_map.edit(entry.index, |_| ());
+                sure = Some((index, entry.index));
+            }
+            flip(st, vvbn, true);
+            self.taken += 1;
+            self.ready.push_back(Vvbn::new(vvbn));
+            st.vvbn_cursor = vvbn + 1;
+        }
+        Ok(())
+    }
+
+    /// Marks a VVBN free.
+    pub(super) fn release(&mut self, st: &mut VolState, vvbn: Vvbn) -> Result<(), Miss> {
+        let key = Key::data(vvbn.get() / BITS_PER_BLOCK);
+        let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
+        st.active_map.reachable(key).map_err(at_map)?;
+        st.active_map.peek(key).map_err(at_map)?;
+        self.note(st, key.index);
+        flip(st, vvbn.get(), false);
+        self.released += 1;
+        self.freed.insert(vvbn.get());
+        Ok(())
+    }
+
+    /// Marks what was not needed free again; the map blocks are dirty already.
+    pub(super) fn give_back(&mut self, st: &mut VolState) {
+        for vvbn in core::mem::take(&mut self.ready) {
+            flip(st, vvbn.get(), false);
+            self.taken -= 1;
+        }
+    }
+
+    pub(super) fn check(&self, st: &VolState) -> Result<(), (u64, u64)> {
+        let mut now = 0;
+        for index in self.touched.keys() {
+            now += match st.active_map.peek(Key::data(*index)) {
+                Ok(block) => block.map_or(0, ones),
+                Err(_) => 0,
+            };
+        }
+        let before: u64 = self.touched.values().sum();
+        if now + self.released == before + self.taken { Ok(()) } else { Err((before, now)) }
+    }
+}
+
+pub(crate) fn flip(st: &mut VolState, vvbn: u64, used: bool) {
+    st.active_map.edit(vvbn / BITS_PER_BLOCK, |block| {
+        let (byte, mask) = bit_place(vvbn % BITS_PER_BLOCK);
+        assert!((block[byte] & mask != 0) != used, "VVBN {vvbn} is marked already: used {used}");
+        block[byte] ^= mask;
+    });
+}
