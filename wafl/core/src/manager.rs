@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use cairn_op::Verifier;
 use cairn_raid_api::{Aggregate, AggregateAdmin, ReadError, ReadRequest};
-use cairn_sys::lock::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use cairn_sys::lock::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use cairn_sys::lock::{AsyncMutex, Guard, Mutex, Poisoned, Rank, RwLock};
 use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{CpCount, Fsid, Pvbn};
@@ -128,6 +128,9 @@ pub(crate) struct Inner {
     pub volumes: RwLock<BTreeMap<Fsid, Arc<Volume>>>,
     pub engine: AsyncMutex<Engine>,
     pub cache: Cache,
+    /// Entries of the cache offered one after the other in vain, since which point was committed.
+    pub vain_cp: AtomicU64,
+    pub vain: AtomicUsize,
     pub counters: Counters,
     pub verifier: Verifier,
     /// Dirty blocks of all volumes: each needs a free block at the next point.
@@ -187,6 +190,8 @@ impl Inner {
             verifier,
             dirty: AtomicI64::new(0),
             placing: AtomicI64::new(0),
+            vain_cp: AtomicU64::new(0),
+            vain: AtomicUsize::new(0),
             free: AtomicU64::new(free),
             total: AtomicU64::new(total),
             committed_cp: watch::Sender::new(cp),
@@ -336,21 +341,52 @@ impl Inner {
 
     // ---- the cache ----
 
+    fn dirty_now(&self) -> usize {
+        usize::try_from(self.dirty.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
     /// Removes clean blocks while memory is short.
     pub fn evict(&self) {
         for _ in 0..EVICT_ROUNDS {
-            let entries = self.cache.over(EVICT_BATCH);
+            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
             if entries.is_empty() {
                 return;
             }
             self.evict_batch(entries);
+        }
+    }
+
+    /// Makes room for what an operation made dirty. Until the next point is committed its blocks
+    /// stay where they are; when all were offered in vain, that is waited for.
+    pub fn evict_for_writer(&self) {
+        if !self.cache.is_over(self.dirty_now()) {
+            return;
+        }
+        let committed = *self.committed_cp.borrow();
+        if self.vain_cp.swap(committed, Ordering::AcqRel) != committed {
+            self.vain.store(0, Ordering::Release);
+        }
+        let (blocks, inodes) = self.cache.resident();
+        if self.vain.load(Ordering::Acquire) > 2 * (blocks + inodes) {
+            return;
+        }
+        for _ in 0..EVICT_ROUNDS {
+            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
+            if entries.is_empty() {
+                return;
+            }
+            let offered = entries.len();
+            match self.evict_batch(entries) {
+                0 => drop(self.vain.fetch_add(offered, Ordering::AcqRel)),
+                _ => self.vain.store(0, Ordering::Release),
+            }
         }
     }
 
     pub fn trim_cache(&self) {
         // Each entry may get one more round before it goes.
         for _ in 0..2 * self.cache.blocks_max() / EVICT_BATCH + EVICT_ROUNDS {
-            let entries = self.cache.over(EVICT_BATCH);
+            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
             if entries.is_empty() {
                 return;
             }
@@ -358,13 +394,15 @@ impl Inner {
         }
     }
 
-    fn evict_batch(&self, entries: Vec<CacheEntry>) {
+    /// How many of these entries are gone.
+    fn evict_batch(&self, entries: Vec<CacheEntry>) -> usize {
         let written = CpCount::new(*self.committed_cp.borrow());
-        let mut at = 0;
+        let (mut at, mut gone) = (0, 0);
         while at < entries.len() {
             let fsid = entries[at].fsid();
             let Some(volume) = self.volume(fsid) else {
                 at += 1;
+                gone += 1;
                 continue;
             };
             let mut st = volume.lock();
@@ -372,11 +410,13 @@ impl Inner {
                 if evict_one(&mut st, &entries[at], written) == Evicted::Busy {
                     self.cache.push(entries[at]);
                 } else {
+                    gone += 1;
                     self.counters.cache_evictions.fetch_add(1, Ordering::Relaxed);
                 }
                 at += 1;
             }
         }
+        gone
     }
 
     // ---- consistency points ----

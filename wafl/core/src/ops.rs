@@ -292,6 +292,9 @@ impl Inner {
         if self.dirty.load(Ordering::Acquire) > self.dirty_max() / 2 {
             self.cp_hint();
         }
+        if op.changes() {
+            self.evict_for_writer();
+        }
         if zombies {
             self.reap.notify_one();
         }

@@ -250,6 +250,37 @@ fn a_cache_smaller_than_the_data_returns_the_right_bytes() {
     assert!(resident.is_some_and(|r| r <= 512 + 512), "{resident:?} blocks in a cache of 512");
 }
 
+/// What is dirty takes memory as well: clean blocks make room for it before any point.
+#[test]
+fn dirty_blocks_are_part_of_the_cache() {
+    let mut rig = Rig::new(12, RaidKind::RaidDp, 6, 8192);
+    rig.sim.block_on(rig.node().shutdown()).expect("a clean stop");
+    rig.config.cache_blocks = 4096;
+    rig.mount();
+    let root = volume(&rig, 1, 256 << 20);
+    let write_blocks = |name: &str, blocks: u64| {
+        let file = create(&rig, root, name).unwrap();
+        for at in (0..blocks).step_by(10) {
+            write(&rig, file, at, at * 4096, 10 * 4096).unwrap();
+        }
+    };
+    for n in 0..5 {
+        write_blocks(&format!("clean {n}"), 800);
+        manage(&rig, Manage::ConsistencyPoint);
+    }
+    let points = counter(&rig, "cp_total");
+    // Fewer than those that start a point.
+    write_blocks("dirty", 900);
+    assert_eq!(counter(&rig, "cp_total"), points, "a point came in between");
+    let (clean, dirty) = (counter(&rig, "cache_blocks"), counter(&rig, "dirty_blocks"));
+    assert!(dirty >= 900, "{dirty} blocks are dirty");
+    assert!(clean > 2500, "only {clean} clean blocks are left");
+    assert!(
+        clean + dirty <= 4096 + 64,
+        "{clean} clean and {dirty} dirty blocks in a cache of 4096"
+    );
+}
+
 fn counter(rig: &Rig, name: &str) -> u64 {
     let Managed::Counters(all) = manage(rig, Manage::Counters) else { panic!("counters") };
     all.iter().find(|m| m.name == name).map_or_else(|| panic!("no {name}"), |m| m.value)
