@@ -13,7 +13,8 @@
 //! with the kernel once ([`slabs`]). A slab is cut into runs of [`RUN_PAGES`]: who takes many pages at
 //! once ([`BlockMut::take_many`]) gets neighbours, so that the blocks of one transfer are few pieces of
 //! memory on their way to a disk. The pool never shrinks, and makes a slab when no page is
-//! free, or ahead of that ([`reserve`]: a node takes the memory of its cache when it starts); who allocates in bulk (the buffer cache, the connection budgets) is bounded by configuration.
+//! free, or ahead of that ([`reserve`]: a node takes the memory of its cache when it starts); who
+//! allocates in bulk (the buffer cache, the connection budgets) is bounded by configuration.
 //!
 //! Life cycle: pool → `BlockMut::{zeroed,dirty}` → `freeze` → `Block` (clones) → last drop → pool.
 //!

@@ -32,7 +32,8 @@ pub(crate) fn map(bytes: usize) -> NonNull<u8> {
     };
     let skip = start.as_ptr().align_offset(ALIGN);
     // SAFETY: `skip < ALIGN`, so `bytes` behind it are inside the mapping; what lies before and
-    // behind them is ours and used by nobody.
+    // behind them is ours and used by nobody (nothing before them when `skip` is 0: refused, and
+    // there is nothing to give back).
     unsafe {
         let base = start.add(skip);
         libc::munmap(start.as_ptr().cast(), skip);

@@ -16,9 +16,10 @@ describe tree >/tmp/attributes
 cmp /tmp/attributes "$WORK/tree.attributes" || die "attributes differ after the copy"
 count=$(wc -l </tmp/attributes)
 [ "$count" -ge 20000 ] || die "only $count files"
-split --number=l/$JOBS "$WORK/tree.sums" /tmp/sums.
+sums=$(mktemp -d)
+split --number=l/$JOBS "$WORK/tree.sums" "$sums/"
 compare() {
-    printf '%s\0' /tmp/sums.* | (cd tree && xargs -0 -P $JOBS -n 1 sha256sum --quiet --check) \
+    printf '%s\0' "$sums"/* | (cd tree && xargs -0 -P $JOBS -n 1 sha256sum --quiet --check) \
         || die "checksums differ $1"
     say "checksums match $1"
 }
