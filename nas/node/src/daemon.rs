@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use cairn_cf::DModule;
 use cairn_sys::World;
-use cairn_units::BLOCK_BYTES_U64;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -97,7 +96,7 @@ pub struct Node {
 /// Takes the memory of the buffer cache from the kernel beside the start, not when clients first
 /// write: the cache would come to be as large anyway.
 fn take_memory(cache_bytes: u64) {
-    let pages = usize::try_from(cache_bytes / BLOCK_BYTES_U64).unwrap_or(usize::MAX);
+    let pages = cairn_wafl_core::cache_blocks(cache_bytes);
     let taking = move || cairn_sys::block::reserve(pages);
     if let Err(error) = cairn_sys::real::background("cairn-memory", taking) {
         tracing::warn!(%error, "memory is taken as it is needed");

@@ -13,7 +13,6 @@ use cairn_raid_group::{
     CreateError, CreateOptions, OpenOptions, Opener, Probe, RaidAggregate, RaidKind, Role, probe,
 };
 use cairn_sys::World;
-use cairn_units::BLOCK_BYTES_U64;
 use cairn_wafl_core::StorageManager;
 
 use crate::config::{DriverChoice, RaidLayout, StorageConfig};
@@ -257,9 +256,8 @@ impl Storage {
         formation: Formation,
     ) -> Result<Self, StorageError> {
         let aggregate = open_aggregate(world, config, added, formation).await?;
-        let blocks = config.cache_bytes / BLOCK_BYTES_U64;
         let settings = cairn_wafl_core::StorageConfig {
-            cache_blocks: usize::try_from(blocks).unwrap_or(usize::MAX),
+            cache_blocks: cairn_wafl_core::cache_blocks(config.cache_bytes),
             ..cairn_wafl_core::StorageConfig::default()
         };
         let below: Arc<dyn Aggregate> = aggregate.clone();

@@ -7,7 +7,9 @@
 //! file does not drive out what is used again and again.
 //!
 //! What is dirty counts as well (it has no entry, and is bounded by the manager): clean blocks make
-//! room for it, so that both together are as large as the cache was configured.
+//! room for it, so that both together are as large as the cache was configured. In-core inodes have
+//! a bound of their own, a third of what blocks may take: pages that were blocks once never become
+//! memory for inodes.
 //!
 //! Invariant: every clean block of a volume in memory has at most one entry, and new ones get one
 //! when they are loaded or placed.
@@ -16,14 +18,18 @@ use std::collections::VecDeque;
 
 use cairn_sys::lock::atomic::{AtomicUsize, Ordering};
 use cairn_sys::lock::{Guard, Mutex, Rank};
-use cairn_units::{Fsid, InodeNo};
+use cairn_units::{BLOCK_BYTES_U64, Fsid, InodeNo};
 
 use crate::tree::Key;
 use crate::volume::FileId;
 
-/// In-core inodes that count as one block of the cache: one takes 1 KiB, with the tables of a tree
-/// that has a block in memory up to 2.5.
-const INODES_PER_CACHE_BLOCK: usize = 2;
+/// In-core inodes that take what a block takes: one is 1 KiB, with the tables of a tree that has a
+/// block in memory up to 2.5.
+const INODES_PER_BLOCK: usize = 2;
+/// Of four parts of the memory for blocks and in-core inodes, those for blocks.
+const BLOCK_SHARE: usize = 3;
+/// In-core inodes that a cache of any size may hold.
+const INODES_MIN: usize = 128;
 /// Clean blocks that dirty ones never drive out: whatever one operation needs has room.
 const CLEAN_BLOCKS_MIN: usize = 256;
 
@@ -41,41 +47,80 @@ impl CacheEntry {
     }
 }
 
+/// The entries of one kind.
 #[derive(Default)]
-struct Clock {
-    blocks: VecDeque<CacheEntry>,
-    inodes: VecDeque<CacheEntry>,
+struct Ring {
+    entries: VecDeque<CacheEntry>,
+    /// Offered one after the other in vain, since the last consistency point or since one could go.
+    vain: usize,
 }
 
-impl Clock {
-    fn used(&self) -> usize {
-        self.blocks.len() + self.inodes.len() / INODES_PER_CACHE_BLOCK
+#[derive(Default)]
+struct Clock {
+    blocks: Ring,
+    inodes: Ring,
+}
+
+/// What became of entries that were offered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Must stay until a consistency point is committed.
+    pub pinned: usize,
+    /// Gone, or will go the next time.
+    pub moved: usize,
+}
+
+impl Ring {
+    /// Up to `count` entries of those above `room`. Until the next consistency point is committed
+    /// what it places or has not placed yet must stay: nobody searches there all the time.
+    fn over(&mut self, room: usize, count: usize, into: &mut Vec<CacheEntry>) {
+        if self.vain <= self.entries.len() / 4 {
+            let over = self.entries.len().saturating_sub(room).min(count);
+            into.extend(self.entries.drain(..over));
+        }
+    }
+    fn tally(&mut self, tally: Tally) {
+        self.vain = if tally.moved > 0 { 0 } else { self.vain + tally.pinned };
     }
 }
 
 pub(crate) struct Cache {
     blocks_max: usize,
+    inodes_max: usize,
     /// As the clock says, for those who only ask whether there is too much.
-    used: AtomicUsize,
+    blocks: AtomicUsize,
+    inodes: AtomicUsize,
     clock: Mutex<Clock>,
+}
+
+/// The blocks that a cache of so many bytes has, beside its in-core inodes.
+pub fn cache_blocks(bytes: u64) -> usize {
+    let blocks = usize::try_from(bytes / BLOCK_BYTES_U64).unwrap_or(usize::MAX);
+    blocks / (BLOCK_SHARE + 1) * BLOCK_SHARE
 }
 
 impl Cache {
     pub fn new(blocks_max: usize) -> Self {
         let clock = Mutex::new(Rank::CacheClock, Clock::default());
-        Self { blocks_max, used: AtomicUsize::new(0), clock }
+        let inodes_max = (blocks_max / BLOCK_SHARE * INODES_PER_BLOCK).max(INODES_MIN);
+        let (blocks, inodes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { blocks_max, inodes_max, blocks, inodes, clock }
     }
     fn lock(&self) -> Guard<'_, Clock> {
         // A push or pop cannot leave it half done.
         self.clock.lock()
     }
+    fn note(&self, clock: &Clock) {
+        self.blocks.store(clock.blocks.entries.len(), Ordering::Relaxed);
+        self.inodes.store(clock.inodes.entries.len(), Ordering::Relaxed);
+    }
     pub fn push(&self, entry: CacheEntry) {
         let mut clock = self.lock();
         match entry {
-            CacheEntry::Block { .. } => clock.blocks.push_back(entry),
-            CacheEntry::Inode { .. } => clock.inodes.push_back(entry),
+            CacheEntry::Block { .. } => clock.blocks.entries.push_back(entry),
+            CacheEntry::Inode { .. } => clock.inodes.entries.push_back(entry),
         }
-        self.used.store(clock.used(), Ordering::Relaxed);
+        self.note(&clock);
     }
     /// Clean blocks that there is room for beside so many dirty ones: half of the cache at least.
     fn room(&self, dirty: usize) -> usize {
@@ -83,30 +128,37 @@ impl Cache {
     }
     /// Whether memory is short beside so many dirty blocks.
     pub fn is_over(&self, dirty: usize) -> bool {
-        self.used.load(Ordering::Relaxed) > self.room(dirty)
+        self.blocks.load(Ordering::Relaxed) > self.room(dirty)
+            || self.inodes.load(Ordering::Relaxed) > self.inodes_max
     }
-    /// Entries to offer for removal now, at most `count`; empty when memory is not short beside so
-    /// many dirty blocks.
+    /// Entries to offer for removal now, at most `count` of each kind; empty when memory is not
+    /// short beside so many dirty blocks. [`Self::tally`] is told what became of them.
     pub fn over(&self, dirty: usize, count: usize) -> Vec<CacheEntry> {
         let mut clock = self.lock();
-        let over = clock.used().saturating_sub(self.room(dirty));
-        if over == 0 {
-            return Vec::new();
-        }
-        let many_inodes = clock.inodes.len() / INODES_PER_CACHE_BLOCK > self.blocks_max / 4;
-        let from = if many_inodes || clock.blocks.is_empty() {
-            &mut clock.inodes
-        } else {
-            &mut clock.blocks
-        };
-        let n = over.min(count).min(from.len());
-        let offered = from.drain(..n).collect();
-        self.used.store(clock.used(), Ordering::Relaxed);
+        let mut offered = Vec::new();
+        clock.blocks.over(self.room(dirty), count, &mut offered);
+        clock.inodes.over(self.inodes_max, count, &mut offered);
+        self.note(&clock);
         offered
+    }
+    /// What became of the blocks and of the inodes that were offered.
+    pub fn tally(&self, blocks: Tally, inodes: Tally) {
+        let mut clock = self.lock();
+        clock.blocks.tally(blocks);
+        clock.inodes.tally(inodes);
+    }
+    /// A consistency point was committed: what it wrote may go.
+    pub fn committed(&self) {
+        let mut clock = self.lock();
+        (clock.blocks.vain, clock.inodes.vain) = (0, 0);
+    }
+    /// In-core inodes that there are at the most, those beside that must stay.
+    pub fn inodes_max(&self) -> usize {
+        self.inodes_max
     }
     pub fn resident(&self) -> (usize, usize) {
         let clock = self.lock();
-        (clock.blocks.len(), clock.inodes.len())
+        (clock.blocks.entries.len(), clock.inodes.entries.len())
     }
     pub fn blocks_max(&self) -> usize {
         self.blocks_max

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
+use cairn_sys::lock::atomic::Ordering;
 use cairn_sys::lock::{Mutex, Rank};
 use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Crc, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
@@ -387,9 +388,16 @@ impl Run<'_> {
         }
         let blocks = placed as u64;
         st.dirtied.blocks = st.dirtied.blocks.saturating_sub(blocks);
-        st.dirty_delta -= i64::try_from(blocks).unwrap_or(i64::MAX);
-        self.inner.take_delta(st);
+        self.placed(st, blocks);
         placed
+    }
+
+    /// Takes blocks that have their places over from what is dirty to what waits for the commit.
+    fn placed(&self, st: &mut VolState, blocks: u64) {
+        let blocks = i64::try_from(blocks).unwrap_or(i64::MAX);
+        self.inner.pinned.fetch_add(blocks, Ordering::AcqRel);
+        st.dirty_delta -= blocks;
+        self.inner.take_delta(st);
     }
 
     /// Gives a dirty block of a volume its place and hands its content to the tetris.
@@ -525,8 +533,7 @@ impl Run<'_> {
             }
         }
         st.inodes_freed_in_cp = core::mem::take(&mut st.inodes_freed);
-        st.dirty_delta -= i64::try_from(before).unwrap_or(i64::MAX);
-        self.inner.take_delta(st);
+        self.placed(st, before);
         st.dirtied = Default::default();
         let record = VolumeRecord {
             fsid: st.fsid,

@@ -37,6 +37,7 @@ mod ops;
 mod perm;
 mod plan;
 mod space;
+mod streams;
 mod sums;
 mod tree;
 mod volume;
@@ -50,6 +51,7 @@ use cairn_op::{ObjectRef, Op, OpCtx, OpResult, Submitted, Verifier};
 use cairn_sys::BoxFuture;
 use cairn_units::DiskUuid;
 
+pub use cache::cache_blocks;
 pub use check::{Audit, Finding, Severity, audit};
 pub use manager::StorageConfig;
 pub use open::OpenError;

@@ -236,6 +236,8 @@ impl Inner {
                 volume.gone.store(true, Ordering::Release);
                 let dirty = {
                     let mut st = volume.lock();
+                    st.dirty_files.clear();
+                    self.take_delta(&mut st);
                     core::mem::take(&mut st.dirtied).blocks
                 };
                 self.dirty.fetch_sub(i64::try_from(dirty).unwrap_or(0), Ordering::AcqRel);
@@ -406,6 +408,7 @@ impl Inner {
         push("cache_blocks", blocks as u64);
         push("cache_blocks_max", self.cache.blocks_max() as u64);
         push("in_core_inodes", inodes as u64);
+        push("in_core_inodes_max", self.cache.inodes_max() as u64);
         push("dirty_blocks", u64::try_from(self.dirty.load(Ordering::Acquire)).unwrap_or(0));
         push("free_blocks", self.free.load(Ordering::Acquire));
         let log = self.log.status();

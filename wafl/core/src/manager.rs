@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use cairn_op::Verifier;
 use cairn_raid_api::{Aggregate, AggregateAdmin, ReadError, ReadRequest};
-use cairn_sys::lock::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use cairn_sys::lock::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use cairn_sys::lock::{AsyncMutex, Guard, Mutex, Poisoned, Rank, RwLock};
 use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{CpCount, Fsid, Pvbn};
@@ -24,7 +24,7 @@ use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
-use crate::cache::{Cache, CacheEntry};
+use crate::cache::{Cache, CacheEntry, Tally};
 use crate::check::live::Check;
 use crate::counters::Counters;
 use crate::cp::{CpError, Engine};
@@ -36,7 +36,7 @@ use crate::volume::{FileId, Miss, Stop, VolState};
 pub(crate) const CP_INTERVAL: Duration = Duration::from_secs(10);
 /// Entries offered for removal in one go.
 const EVICT_BATCH: usize = 64;
-/// Rounds of eviction after one load, so that one caller does not clean up for all.
+/// Rounds of eviction for what one caller brought, so that nobody cleans up for all.
 const EVICT_ROUNDS: usize = 4;
 /// Steps of freeing removed files in one go.
 const REAP_STEPS: usize = 32;
@@ -44,8 +44,8 @@ const REAP_STEPS: usize = 32;
 /// How to run the storage manager.
 #[derive(Clone, Debug)]
 pub struct StorageConfig {
-    /// Memory for clean blocks and in-core inodes, in blocks; dirty blocks may take half as much
-    /// again.
+    /// Memory for clean and dirty blocks, in blocks; in-core inodes may take a third of that beside
+    /// it ([`crate::cache_blocks`] divides what there is).
     pub cache_blocks: usize,
     /// Copies of the log; the default is one more than the disks that a group may lose.
     pub log_copies: Option<usize>,
@@ -128,15 +128,16 @@ pub(crate) struct Inner {
     pub volumes: RwLock<BTreeMap<Fsid, Arc<Volume>>>,
     pub engine: AsyncMutex<Engine>,
     pub cache: Cache,
-    /// Entries of the cache offered one after the other in vain, since which point was committed.
-    pub vain_cp: AtomicU64,
-    pub vain: AtomicUsize,
     pub counters: Counters,
     pub verifier: Verifier,
     /// Dirty blocks of all volumes: each needs a free block at the next point.
     pub dirty: AtomicI64,
     /// Blocks placed by the point under way, not yet taken off `free`.
     pub placing: AtomicI64,
+    /// Blocks of volumes placed by the point under way: they stay in memory until it is committed.
+    pub pinned: AtomicI64,
+    /// In-core inodes that are dirty or have dirty blocks, of all volumes.
+    dirty_inodes: AtomicI64,
     /// Free blocks of the aggregate after the last point.
     pub free: AtomicU64,
     /// Blocks of the aggregate.
@@ -190,8 +191,8 @@ impl Inner {
             verifier,
             dirty: AtomicI64::new(0),
             placing: AtomicI64::new(0),
-            vain_cp: AtomicU64::new(0),
-            vain: AtomicUsize::new(0),
+            pinned: AtomicI64::new(0),
+            dirty_inodes: AtomicI64::new(0),
             free: AtomicU64::new(free),
             total: AtomicU64::new(total),
             committed_cp: watch::Sender::new(cp),
@@ -221,6 +222,29 @@ impl Inner {
         i64::try_from(self.cache.blocks_max() / 2).unwrap_or(i64::MAX).max(512)
     }
 
+    /// How much of what only a consistency point turns into memory that can be used again there
+    /// is, in parts of what there may be, one hundred at the most: dirty blocks; those together with
+    /// the ones that a point under way has placed; dirty in-core inodes.
+    fn strain(&self) -> i64 {
+        let dirty = self.dirty.load(Ordering::Acquire);
+        let pinned = self.pinned.load(Ordering::Acquire);
+        let inodes = self.dirty_inodes.load(Ordering::Acquire);
+        let inodes_max = i64::try_from(self.cache.inodes_max()).unwrap_or(i64::MAX);
+        let parts = |value: i64, max: i64| value.saturating_mul(100) / max;
+        let held = parts(dirty + pinned, self.dirty_max() / 2 * 3);
+        parts(dirty, self.dirty_max()).max(held).max(parts(inodes, inodes_max))
+    }
+
+    /// Whether clients must wait for a consistency point before they make more dirty.
+    pub fn must_drain(&self) -> bool {
+        self.strain() > 100
+    }
+
+    /// Whether it is time for a consistency point, so that nobody need wait for one.
+    pub fn should_drain(&self) -> bool {
+        self.strain() > 50
+    }
+
     /// Takes a volume's change of dirty blocks over into the aggregate's count.
     pub fn take_delta(&self, st: &mut VolState) {
         let delta = core::mem::take(&mut st.dirty_delta);
@@ -234,6 +258,12 @@ impl Inner {
         }
         if delta < 0 && mutant("placing-counted-late") {
             self.placing.fetch_sub(delta, Ordering::AcqRel);
+        }
+        let dirty_files = st.dirty_files.len();
+        let told = core::mem::replace(&mut st.dirty_files_told, dirty_files);
+        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        if dirty_files != told {
+            self.dirty_inodes.fetch_add(signed(dirty_files) - signed(told), Ordering::AcqRel);
         }
         for ino in core::mem::take(&mut st.arrived) {
             self.cache.push(CacheEntry::Inode { fsid: st.fsid, ino });
@@ -308,8 +338,9 @@ impl Inner {
                 }
             }
         }
+        let loaded = guard.misses.len();
         drop(guard);
-        self.evict();
+        self.evict(loaded);
         match failed {
             None => Ok(()),
             Some((pvbn, error)) => {
@@ -345,9 +376,10 @@ impl Inner {
         usize::try_from(self.dirty.load(Ordering::Acquire)).unwrap_or(0)
     }
 
-    /// Removes clean blocks while memory is short.
-    pub fn evict(&self) {
-        for _ in 0..EVICT_ROUNDS {
+    /// Removes clean blocks while memory is short, a few more than `arrived`.
+    fn evict(&self, arrived: usize) {
+        // Those used lately are offered twice.
+        for _ in 0..EVICT_ROUNDS + 2 * arrived / EVICT_BATCH {
             let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
             if entries.is_empty() {
                 return;
@@ -356,30 +388,10 @@ impl Inner {
         }
     }
 
-    /// Makes room for what an operation made dirty. Until the next point is committed its blocks
-    /// stay where they are; when all were offered in vain, that is waited for.
-    pub fn evict_for_writer(&self) {
-        if !self.cache.is_over(self.dirty_now()) {
-            return;
-        }
-        let committed = *self.committed_cp.borrow();
-        if self.vain_cp.swap(committed, Ordering::AcqRel) != committed {
-            self.vain.store(0, Ordering::Release);
-        }
-        let (blocks, inodes) = self.cache.resident();
-        if self.vain.load(Ordering::Acquire) > 2 * (blocks + inodes) {
-            return;
-        }
-        for _ in 0..EVICT_ROUNDS {
-            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
-            if entries.is_empty() {
-                return;
-            }
-            let offered = entries.len();
-            match self.evict_batch(entries) {
-                0 => drop(self.vain.fetch_add(offered, Ordering::AcqRel)),
-                _ => self.vain.store(0, Ordering::Release),
-            }
+    /// Makes room for the blocks that an operation brought into memory, and its inodes.
+    pub fn evict_for_writer(&self, blocks: usize) {
+        if self.cache.is_over(self.dirty_now()) {
+            self.evict(blocks);
         }
     }
 
@@ -394,29 +406,33 @@ impl Inner {
         }
     }
 
-    /// How many of these entries are gone.
-    fn evict_batch(&self, entries: Vec<CacheEntry>) -> usize {
+    fn evict_batch(&self, entries: Vec<CacheEntry>) {
         let written = CpCount::new(*self.committed_cp.borrow());
-        let (mut at, mut gone) = (0, 0);
-        while at < entries.len() {
-            let fsid = entries[at].fsid();
-            let Some(volume) = self.volume(fsid) else {
-                at += 1;
-                gone += 1;
-                continue;
-            };
-            let mut st = volume.lock();
-            while at < entries.len() && entries[at].fsid() == fsid {
-                if evict_one(&mut st, &entries[at], written) == Evicted::Busy {
-                    self.cache.push(entries[at]);
+        let (mut blocks, mut inodes) = (Tally::default(), Tally::default());
+        for of_volume in entries.chunk_by(|a, b| a.fsid() == b.fsid()) {
+            let volume = of_volume.first().and_then(|entry| self.volume(entry.fsid()));
+            let mut st = volume.as_ref().map(|v| v.lock());
+            for entry in of_volume {
+                let tally = match entry {
+                    CacheEntry::Block { .. } => &mut blocks,
+                    CacheEntry::Inode { .. } => &mut inodes,
+                };
+                let became = match &mut st {
+                    Some(st) => evict_one(st, entry, written),
+                    None => Evicted::Gone,
+                };
+                match became {
+                    Evicted::Busy => tally.pinned += 1,
+                    Evicted::Used | Evicted::Gone | Evicted::Removed => tally.moved += 1,
+                }
+                if matches!(became, Evicted::Busy | Evicted::Used) {
+                    self.cache.push(*entry);
                 } else {
-                    gone += 1;
                     self.counters.cache_evictions.fetch_add(1, Ordering::Relaxed);
                 }
-                at += 1;
             }
         }
-        gone
+        self.cache.tally(blocks, inodes);
     }
 
     // ---- consistency points ----
@@ -433,8 +449,7 @@ impl Inner {
         loop {
             let mut drained = std::pin::pin!(self.drained.notified());
             drained.as_mut().enable();
-            let full = self.dirty.load(Ordering::Acquire) > self.dirty_max();
-            if !full || self.stopped.load(Ordering::Acquire) {
+            if !self.must_drain() || self.stopped.load(Ordering::Acquire) {
                 return;
             }
             self.cp_hint();
@@ -475,10 +490,12 @@ impl Inner {
         self.free.store(engine.space.free_blocks(), Ordering::Release);
         self.total.store(self.aggr.geometry().data_blocks().get(), Ordering::Release);
         self.placing.store(0, Ordering::Release);
+        self.pinned.store(0, Ordering::Release);
         self.counters.cps.fetch_add(1, Ordering::Relaxed);
         self.counters.cp_data_blocks.fetch_add(data, Ordering::Relaxed);
         self.counters.cp_meta_blocks.fetch_add(meta, Ordering::Relaxed);
         self.committed_cp.send_replace(engine.cp.get());
+        self.cache.committed();
         self.drained.notify_waiters();
     }
 
@@ -545,6 +562,9 @@ impl Inner {
     }
 }
 
+/// Clean blocks of a file in memory that go with its in-core inode.
+const BLOCKS_WITH_INODE_MAX: usize = 16;
+
 /// Faults kept for the administrator.
 const FAULTS_MAX: usize = 100;
 
@@ -557,16 +577,19 @@ fn evict_one(st: &mut VolState, entry: &CacheEntry, written: CpCount) -> Evicted
         CacheEntry::Inode { ino, .. } => {
             let listed = st.dirty_files.contains(ino);
             let Some(file) = st.in_core.get_mut(ino) else { return Evicted::Gone };
-            let pinned = file.dirty
-                || listed
-                || file.tree.resident() > 0
-                || file.frozen_cp > written
-                || file.has_unlogged();
-            if pinned || core::mem::take(&mut file.hot) {
+            let pinned = file.dirty || listed || file.frozen_cp > written || file.has_unlogged();
+            if pinned {
                 return Evicted::Busy;
             }
-            st.in_core.remove(ino);
-            Evicted::Removed
+            if core::mem::take(&mut file.hot) {
+                return Evicted::Used;
+            }
+            // Its blocks go with it, or keep it.
+            let blocks = file.tree.evict_all(BLOCKS_WITH_INODE_MAX, written);
+            if blocks == Evicted::Removed {
+                st.in_core.remove(ino);
+            }
+            blocks
         }
     }
 }
@@ -667,8 +690,7 @@ pub(crate) async fn reap_task(inner: Arc<Inner>) {
             return;
         }
         // Freed blocks count as dirty metadata: let a point run when there is much of it.
-        if inner.dirty.load(Ordering::Acquire) > inner.dirty_max() && inner.cp_now().await.is_err()
-        {
+        if inner.must_drain() && inner.cp_now().await.is_err() {
             return;
         }
     }

@@ -279,8 +279,7 @@ impl Inner {
                 }
             }
             self.counters.replayed_records.fetch_add(1, Ordering::Relaxed);
-            let full = self.dirty.load(Ordering::Acquire) > self.dirty_max();
-            if full && count % REPLAY_CHECK_RECORDS == 0 {
+            if count % REPLAY_CHECK_RECORDS == 0 && self.must_drain() {
                 self.run_cp().await?;
             }
         }

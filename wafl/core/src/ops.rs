@@ -289,11 +289,15 @@ impl Inner {
         self.take_delta(&mut st);
         let zombies = st.has_zombies();
         drop(st);
-        if self.dirty.load(Ordering::Acquire) > self.dirty_max() / 2 {
+        if op.changes() && self.should_drain() {
             self.cp_hint();
         }
         if op.changes() {
-            self.evict_for_writer();
+            let blocks = match op {
+                Op::Write { data, .. } => data.blocks().len(),
+                _ => 0,
+            };
+            self.evict_for_writer(blocks);
         }
         if zombies {
             self.reap.notify_one();
@@ -303,7 +307,7 @@ impl Inner {
 
     /// Whether there is space for a change; `None` when there is.
     fn lacks_space(&self, st: &VolState, change: &Change) -> Option<Attempt> {
-        if self.dirty.load(Ordering::Acquire) > self.dirty_max() {
+        if self.must_drain() {
             return Some(Attempt::Space { no_space: false });
         }
         let (mut blocks, mut fresh) = (CHANGE_METADATA_BLOCKS, 0);

@@ -23,6 +23,7 @@ use cairn_wafl_format::{InodeKind, inode_flags};
 use crate::apply::pieces;
 use crate::change::{Change, MakeChange, NewInode, Setting};
 use crate::perm::{self, Judge, Right};
+use crate::streams::READ_AHEAD_BLOCKS;
 use crate::tree::Key;
 use crate::volume::{File, FileId, Miss, ROOT_INO, Stop, VolState, file_kind, miss};
 use crate::xattr;
@@ -32,8 +33,6 @@ const LINKS_MAX: u32 = 65_000;
 /// Cookies of the two entries that are not stored.
 const COOKIE_DOT: u64 = 1;
 const COOKIE_DOTDOT: u64 = 2;
-/// Blocks that a read miss loads ahead of what was asked for.
-const READ_AHEAD_BLOCKS: u64 = 64;
 /// Directory levels that a rename walks up to look for a loop.
 const DEPTH_MAX: usize = 100_000;
 
@@ -274,7 +273,7 @@ impl VolState {
             }
         }
         if !misses.is_empty() {
-            self.read_ahead(ino, offset + u64::from(count), &mut misses);
+            self.read_ahead(ino, offset, u64::from(count), &mut misses);
             return Err(Stop::Miss(misses));
         }
         let skip = u32::try_from(offset % BLOCK_BYTES_U64).unwrap_or_default();
@@ -283,16 +282,18 @@ impl VolState {
         answer(Reply::Read { data, eof: u64::from(count) == left, attrs: self.attrs(ino) })
     }
 
-    /// Adds the blocks that follow a missed one, as far as their pointers are in memory.
-    fn read_ahead(&self, ino: InodeNo, end: u64, misses: &mut Vec<Miss>) {
-        let file = self.file(ino);
-        let first = end.div_ceil(BLOCK_BYTES_U64);
-        let last = file.inode.size.div_ceil(BLOCK_BYTES_U64).min(first + READ_AHEAD_BLOCKS);
-        let sequential = misses.len() > 1
-            || first.checked_sub(2).is_none_or(|b| file.tree.is_resident(Key::data(b)));
-        if !sequential || misses.iter().any(|m| m.key.level > 0) {
+    /// Adds the blocks that follow those of a read that missed some, as far as their pointers are in
+    /// memory, when it goes on where others were.
+    fn read_ahead(&mut self, ino: InodeNo, offset: u64, count: u64, misses: &mut Vec<Miss>) {
+        let (begin, first) = (offset / BLOCK_BYTES_U64, (offset + count).div_ceil(BLOCK_BYTES_U64));
+        // What lacks pointers runs once more, and is noted then.
+        if misses.iter().any(|m| m.key.level > 0)
+            || !self.file_mut(ino).streams.goes_on(begin, first)
+        {
             return;
         }
+        let file = self.file(ino);
+        let last = file.inode.size.div_ceil(BLOCK_BYTES_U64).min(first + READ_AHEAD_BLOCKS);
         for index in first..last {
             let key = Key::data(index);
             match file.tree.ptr(key) {

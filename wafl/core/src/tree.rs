@@ -596,13 +596,34 @@ impl Tree {
             Some(buf) if dirty || buf.pinned_cp > written => Evicted::Busy,
             Some(buf) if buf.hot.get() => {
                 buf.hot.set(false);
-                Evicted::Busy
+                Evicted::Used
             }
             Some(_) => {
                 self.bufs.remove(key);
                 Evicted::Removed
             }
         }
+    }
+
+    /// Drops all blocks, if there are at most `count` and every one can go; `Removed` when none is
+    /// left.
+    pub fn evict_all(&mut self, count: usize, written: CpCount) -> Evicted {
+        if self.bufs.is_empty() {
+            return Evicted::Removed;
+        }
+        let pinned = |key: Key| {
+            self.bufs.is_dirty(key) || self.bufs.get(key).is_some_and(|b| b.pinned_cp > written)
+        };
+        if self.bufs.len() > count || self.bufs.keys().any(pinned) {
+            return Evicted::Busy;
+        }
+        let hot = |key: Key| self.bufs.get(key).is_some_and(|b| b.hot.replace(false));
+        // All of them are looked at.
+        if self.bufs.keys().filter(|key| hot(*key)).count() > 0 {
+            return Evicted::Used;
+        }
+        self.bufs = Bufs::default();
+        Evicted::Removed
     }
 }
 
@@ -611,8 +632,10 @@ impl Tree {
 pub(crate) enum Evicted {
     /// It is not in memory any more.
     Gone,
-    /// It must stay, or was used lately.
+    /// It must stay.
     Busy,
+    /// It was used lately, and goes the next time unless it is used again.
+    Used,
     /// It was removed now.
     Removed,
 }
@@ -634,7 +657,7 @@ mod tests {
     }
 
     fn evict(tree: &mut Tree, key: Key) {
-        while tree.evict(key, CpCount::new(1)) == Evicted::Busy {}
+        while tree.evict(key, CpCount::new(1)) == Evicted::Used {}
     }
 
     #[test]

@@ -29,6 +29,7 @@ use cairn_wafl_format::{
 use cairn_wafl_nvlog::HalfToken;
 
 use crate::in_core::InCore;
+use crate::streams::Streams;
 use crate::sums::Balance;
 use crate::tree::{Dirtied, Dropped, Key, Tree, TreeMiss};
 
@@ -96,6 +97,8 @@ pub(crate) struct File {
     pub unlogged_many: bool,
     /// Consistency point that makes stable what was unlogged at its freeze.
     pub frozen_cp: CpCount,
+    /// Where it is read.
+    pub streams: Streams,
 }
 
 impl File {
@@ -113,6 +116,7 @@ impl File {
             unlogged: BTreeSet::new(),
             unlogged_many: false,
             frozen_cp: CpCount::new(0),
+            streams: Streams::default(),
         }
     }
     /// Reads a word of each cache line that attributes are made of.
@@ -213,6 +217,8 @@ pub(crate) struct VolState {
     pub in_core: InCore,
     /// In-core inodes that are dirty or have dirty blocks.
     pub dirty_files: BTreeSet<InodeNo>,
+    /// How many of them the manager counts.
+    pub dirty_files_told: usize,
     pub inode_file: Tree,
     pub inode_map: Tree,
     pub active_map: Tree,
@@ -258,6 +264,7 @@ impl VolState {
             vvbn_cursor: r.vvbn_cursor,
             in_core: InCore::default(),
             dirty_files: BTreeSet::new(),
+            dirty_files_told: 0,
             inode_file: tree(&r.inode_file),
             inode_map: tree(&r.inode_map),
             active_map: tree(&r.active_map),

@@ -281,6 +281,41 @@ fn dirty_blocks_are_part_of_the_cache() {
     );
 }
 
+/// Random reads load what they ask for, although half of the file is in memory beside it; reads in
+/// order load ahead.
+#[test]
+fn only_reads_that_go_on_load_ahead() {
+    let mut rig = Rig::new(13, RaidKind::RaidDp, 6, 8192);
+    rig.sim.block_on(rig.node().shutdown()).expect("a clean stop");
+    rig.config.cache_blocks = 2048;
+    rig.mount();
+    let root = volume(&rig, 1, 256 << 20);
+    let file = create(&rig, root, "large").unwrap();
+    let blocks = 4000;
+    for at in (0..blocks).step_by(10) {
+        write(&rig, file, at, at * 4096, 10 * 4096).unwrap();
+    }
+    manage(&rig, Manage::ConsistencyPoint);
+    let read = |rig: &Rig, at: u64| {
+        let op = Op::Read { obj: file, offset: at * 4096, count: 4096 };
+        assert!(matches!(call(rig, op), Ok(Reply::Read { .. })));
+    };
+    let before = counter(&rig, "cache_misses_total");
+    let reads = 3000;
+    let mut place = 1u64;
+    for _ in 0..reads {
+        place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        read(&rig, (place >> 33) % blocks);
+    }
+    let loaded = counter(&rig, "cache_misses_total") - before;
+    assert!((reads / 4..=reads * 5 / 4).contains(&loaded), "{loaded} blocks for {reads} reads");
+    rig.clean_restart();
+    let before = counter(&rig, "cache_misses_total");
+    (1100..1110).for_each(|at| read(&rig, at));
+    let loaded = counter(&rig, "cache_misses_total") - before;
+    assert!((64..100).contains(&loaded), "{loaded} blocks for 10 reads in order");
+}
+
 fn counter(rig: &Rig, name: &str) -> u64 {
     let Managed::Counters(all) = manage(rig, Manage::Counters) else { panic!("counters") };
     all.iter().find(|m| m.name == name).map_or_else(|| panic!("no {name}"), |m| m.value)
