@@ -117,11 +117,16 @@ impl VolState {
         self.inode_ready(ino)?;
         let tree = &self.file(ino).tree;
         let mut misses = Vec::new();
+        // Neighbours have the same ancestors.
+        let mut reached = None;
         for (index, from, to) in pieces(offset, u64::from(bytes)) {
             let key = Key::data(index);
             let whole = from == 0 && to == BLOCK_BYTES;
             let found = if whole {
-                tree.reachable(key)
+                if reached == Some(key.parent()) {
+                    continue;
+                }
+                tree.reachable(key).inspect(|()| reached = Some(key.parent()))
             } else {
                 tree.reachable(key).and_then(|()| tree.get(key).map(|_| ()))
             };

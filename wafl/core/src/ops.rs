@@ -310,18 +310,22 @@ impl Inner {
         if self.must_drain() {
             return Some(Attempt::Space { no_space: false });
         }
-        let (mut blocks, mut fresh) = (CHANGE_METADATA_BLOCKS, 0);
+        let (mut blocks, mut fresh) = (CHANGE_METADATA_BLOCKS, 2);
+        let used = st.used_blocks + st.dirtied.fresh;
         if let Change::Write { ino, offset, bytes, .. } = change {
-            let tree = &st.file(*ino).tree;
-            for (index, _, _) in pieces(*offset, u64::from(*bytes)) {
-                let key = Key::data(index);
-                blocks += 1;
-                fresh += u64::from(
-                    !tree.is_resident(key) && matches!(tree.ptr(key), Ok(p) if p.is_hole()),
-                );
+            let touched = pieces(*offset, u64::from(*bytes));
+            let count = touched.count() as u64;
+            blocks += count;
+            fresh = count;
+            // Which of them are there already matters only where not all of them would fit.
+            if used + count > st.size_blocks {
+                let tree = &st.file(*ino).tree;
+                let is_fresh = |key: Key| {
+                    !tree.is_resident(key) && matches!(tree.ptr(key), Ok(p) if p.is_hole())
+                };
+                let touched = pieces(*offset, u64::from(*bytes));
+                fresh = touched.filter(|(at, ..)| is_fresh(Key::data(*at))).count() as u64;
             }
-        } else {
-            fresh = 2;
         }
         if let Change::Xattrs { bytes, .. } = change {
             blocks += u64::from(*bytes).div_ceil(BLOCK_BYTES_U64);
@@ -332,7 +336,7 @@ impl Inner {
         if self.allowance(reserve) < blocks {
             return Some(Attempt::Space { no_space: true });
         }
-        let full = st.used_blocks + st.dirtied.fresh + fresh > st.size_blocks;
+        let full = used + fresh > st.size_blocks;
         (growing && fresh > 0 && full).then_some(Attempt::Space { no_space: true })
     }
 

@@ -39,7 +39,7 @@ impl Key {
     pub const fn data(index: u64) -> Self {
         Self { level: 0, index }
     }
-    const fn parent(self) -> Self {
+    pub const fn parent(self) -> Self {
         Self { level: self.level + 1, index: self.index >> POINTERS_SHIFT }
     }
     #[expect(clippy::cast_possible_truncation, reason = "masked to 8 bits")]

@@ -316,6 +316,45 @@ fn only_reads_that_go_on_load_ahead() {
     assert!((64..100).contains(&loaded), "{loaded} blocks for 10 reads in order");
 }
 
+/// What a point under way has placed stays in memory until it is committed: whoever writes meanwhile
+/// waits rather than making the cache larger.
+#[test]
+fn a_point_under_way_does_not_make_the_cache_larger() {
+    let mut rig = Rig::new(14, RaidKind::RaidDp, 6, 16_384);
+    rig.sim.block_on(rig.node().shutdown()).expect("a clean stop");
+    rig.config.cache_blocks = 4096;
+    rig.mount();
+    let root = volume(&rig, 1, 256 << 20);
+    let file = create(&rig, root, "large").unwrap();
+    let mut most = 0;
+    for at in (0..12_000).step_by(50) {
+        write(&rig, file, at, at * 4096, 50 * 4096).unwrap();
+        most = most.max(counter(&rig, "cache_blocks") + counter(&rig, "dirty_blocks"));
+    }
+    assert!(counter(&rig, "cp_total") > 3, "points were under way");
+    assert!(most > 3000, "only {most} blocks were in memory");
+    assert!(most <= 4096 + 256, "{most} blocks in a cache of 4096");
+}
+
+/// Dirty in-core inodes are bounded like dirty blocks, however few blocks they dirty.
+#[test]
+fn many_creates_do_not_keep_more_inodes_in_core_than_two_points_may() {
+    // Large disks have a large log: the bound, not the log, brings the points.
+    let mut rig = Rig::new(15, RaidKind::RaidDp, 6, 262_144);
+    rig.sim.block_on(rig.node().shutdown()).expect("a clean stop");
+    rig.config.cache_blocks = 768;
+    rig.mount();
+    let root = volume(&rig, 1, 128 << 20);
+    let most = (0..6000).map(|n| {
+        create(&rig, root, &format!("file {n}")).unwrap();
+        counter(&rig, "in_core_inodes")
+    });
+    let most = most.max().unwrap_or_default();
+    let bound = counter(&rig, "in_core_inodes_max");
+    assert_eq!(bound, 512);
+    assert!((bound..=2 * bound + 64).contains(&most), "{most} in-core inodes, bound {bound}");
+}
+
 fn counter(rig: &Rig, name: &str) -> u64 {
     let Managed::Counters(all) = manage(rig, Manage::Counters) else { panic!("counters") };
     all.iter().find(|m| m.name == name).map_or_else(|| panic!("no {name}"), |m| m.value)
