@@ -8,7 +8,7 @@
 //!
 //! What is dirty counts as well (it has no entry, and is bounded by the manager): clean blocks make
 //! room for it, so that both together are as large as the cache was configured. In-core inodes have
-//! a bound of their own, a third of what blocks may take: pages that were blocks once never become
+//! a bound of their own, a seventh of what blocks may take: pages that were blocks once never become
 //! memory for inodes.
 //!
 //! Invariant: every clean block of a volume in memory has at most one entry, and new ones get one
@@ -26,8 +26,9 @@ use crate::volume::FileId;
 /// In-core inodes that take what a block takes: one is 1 KiB, with the tables of a tree that has a
 /// block in memory up to 2.5.
 const INODES_PER_BLOCK: usize = 2;
-/// Of four parts of the memory for blocks and in-core inodes, those for blocks.
-const BLOCK_SHARE: usize = 3;
+/// Of eight parts of the memory for blocks and in-core inodes, those for blocks: what is in core is
+/// in a block as well, in a sixth of the space.
+const BLOCK_SHARE: usize = 7;
 /// In-core inodes that a cache of any size may hold.
 const INODES_MIN: usize = 128;
 /// Clean blocks that dirty ones never drive out: whatever one operation needs has room.

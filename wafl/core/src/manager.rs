@@ -44,7 +44,7 @@ const REAP_STEPS: usize = 32;
 /// How to run the storage manager.
 #[derive(Clone, Debug)]
 pub struct StorageConfig {
-    /// Memory for clean and dirty blocks, in blocks; in-core inodes may take a third of that beside
+    /// Memory for clean and dirty blocks, in blocks; in-core inodes may take a seventh of that beside
     /// it ([`crate::cache_blocks`] divides what there is).
     pub cache_blocks: usize,
     /// Copies of the log; the default is one more than the disks that a group may lose.
@@ -229,7 +229,7 @@ impl Inner {
         let dirty = self.dirty.load(Ordering::Acquire);
         let pinned = self.pinned.load(Ordering::Acquire);
         let inodes = self.dirty_inodes.load(Ordering::Acquire);
-        let inodes_max = i64::try_from(self.cache.inodes_max()).unwrap_or(i64::MAX);
+        let inodes_max = i64::try_from(2 * self.cache.inodes_max()).unwrap_or(i64::MAX);
         let parts = |value: i64, max: i64| value.saturating_mul(100) / max;
         let held = parts(dirty + pinned, self.dirty_max() / 2 * 3);
         parts(dirty, self.dirty_max()).max(held).max(parts(inodes, inodes_max))
