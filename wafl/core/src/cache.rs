@@ -75,10 +75,12 @@ impl Ring {
     /// Up to `count` entries of those above `room`. Until the next consistency point is committed
     /// what it places or has not placed yet must stay: nobody searches there all the time.
     fn over(&mut self, room: usize, count: usize, into: &mut Vec<CacheEntry>) {
-        if self.vain <= self.entries.len() / 4 {
-            let over = self.entries.len().saturating_sub(room).min(count);
-            into.extend(self.entries.drain(..over));
-        }
+        let over = self.offered().saturating_sub(room).min(count);
+        into.extend(self.entries.drain(..over));
+    }
+    /// Entries; none when enough were offered in vain.
+    fn offered(&self) -> usize {
+        if self.vain > self.entries.len() / 4 { 0 } else { self.entries.len() }
     }
     fn tally(&mut self, tally: Tally) {
         self.vain = if tally.moved > 0 { 0 } else { self.vain + tally.pinned };
@@ -88,7 +90,7 @@ impl Ring {
 pub(crate) struct Cache {
     blocks_max: usize,
     inodes_max: usize,
-    /// As the clock says, for those who only ask whether there is too much.
+    /// Entries that may be offered, for those who only ask whether there are too many.
     blocks: AtomicUsize,
     inodes: AtomicUsize,
     clock: Mutex<Clock>,
@@ -112,8 +114,8 @@ impl Cache {
         self.clock.lock()
     }
     fn note(&self, clock: &Clock) {
-        self.blocks.store(clock.blocks.entries.len(), Ordering::Relaxed);
-        self.inodes.store(clock.inodes.entries.len(), Ordering::Relaxed);
+        self.blocks.store(clock.blocks.offered(), Ordering::Relaxed);
+        self.inodes.store(clock.inodes.offered(), Ordering::Relaxed);
     }
     pub fn push(&self, entry: CacheEntry) {
         let mut clock = self.lock();
@@ -127,7 +129,7 @@ impl Cache {
     fn room(&self, dirty: usize) -> usize {
         self.blocks_max.saturating_sub(dirty).max(self.blocks_max / 2).max(CLEAN_BLOCKS_MIN)
     }
-    /// Whether memory is short beside so many dirty blocks.
+    /// Whether memory is short beside so many dirty blocks, and something may go.
     pub fn is_over(&self, dirty: usize) -> bool {
         self.blocks.load(Ordering::Relaxed) > self.room(dirty)
             || self.inodes.load(Ordering::Relaxed) > self.inodes_max
@@ -147,11 +149,13 @@ impl Cache {
         let mut clock = self.lock();
         clock.blocks.tally(blocks);
         clock.inodes.tally(inodes);
+        self.note(&clock);
     }
     /// A consistency point was committed: what it wrote may go.
     pub fn committed(&self) {
         let mut clock = self.lock();
         (clock.blocks.vain, clock.inodes.vain) = (0, 0);
+        self.note(&clock);
     }
     /// In-core inodes that there are at the most, those beside that must stay.
     pub fn inodes_max(&self) -> usize {

@@ -388,8 +388,9 @@ impl Inner {
         }
     }
 
-    /// Makes room for the blocks that an operation brought into memory, and its inodes.
-    pub fn evict_for_writer(&self, blocks: usize) {
+    /// Makes room for the blocks that an operation brought into memory, and its inodes: those of
+    /// a reader come from blocks that are in memory as well.
+    pub fn make_room(&self, blocks: usize) {
         if self.cache.is_over(self.dirty_now()) {
             self.evict(blocks);
         }

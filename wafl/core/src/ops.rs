@@ -289,16 +289,13 @@ impl Inner {
         self.take_delta(&mut st);
         let zombies = st.has_zombies();
         drop(st);
-        if op.changes() && self.should_drain() {
+        if self.should_drain() {
             self.cp_hint();
         }
-        if op.changes() {
-            let blocks = match op {
-                Op::Write { data, .. } => data.blocks().len(),
-                _ => 0,
-            };
-            self.evict_for_writer(blocks);
-        }
+        self.make_room(match op {
+            Op::Write { data, .. } => data.blocks().len(),
+            _ => 0,
+        });
         if zombies {
             self.reap.notify_one();
         }

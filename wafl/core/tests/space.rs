@@ -355,6 +355,26 @@ fn many_creates_keep_no_more_inodes_in_core_than_two_points_may() {
     assert!((bound..=4 * bound + 64).contains(&most), "{most} in-core inodes, bound {bound}");
 }
 
+/// Who looks up files whose inodes lie in cached blocks loads nothing, and yet brings them in core.
+#[test]
+fn lookups_that_load_nothing_are_bounded_as_well() {
+    let mut rig = Rig::new(16, RaidKind::RaidDp, 6, 32_768);
+    rig.sim.block_on(rig.node().shutdown()).expect("a clean stop");
+    rig.config.cache_blocks = 1792;
+    rig.mount();
+    let root = volume(&rig, 1, 128 << 20);
+    (0..3000).for_each(|n| drop(create(&rig, root, &format!("file {n}")).unwrap()));
+    settle(&rig);
+    let before = counter(&rig, "cache_misses_total");
+    for n in 0..3000 {
+        call(&rig, Op::Lookup { dir: root, name: name(&format!("file {n}")) }).unwrap();
+    }
+    let loaded = counter(&rig, "cache_misses_total") - before;
+    let (most, bound) = (counter(&rig, "in_core_inodes"), counter(&rig, "in_core_inodes_max"));
+    assert!(most <= bound + 64, "{most} in-core inodes, bound {bound}, {loaded} blocks loaded");
+    assert!(loaded < 500, "{loaded} blocks loaded: the test looks at something else");
+}
+
 fn counter(rig: &Rig, name: &str) -> u64 {
     let Managed::Counters(all) = manage(rig, Manage::Counters) else { panic!("counters") };
     all.iter().find(|m| m.name == name).map_or_else(|| panic!("no {name}"), |m| m.value)
