@@ -25,6 +25,9 @@ pub enum NodeError {
     /// The state directory.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    /// The machine's memory.
+    #[error(transparent)]
+    Memory(#[from] crate::memory::TooLarge),
     /// Disks, aggregate, storage manager.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -93,16 +96,6 @@ pub struct Node {
     _state: StateDir,
 }
 
-/// Takes the memory of the buffer cache from the kernel beside the start, not when clients first
-/// write: the cache would come to be as large anyway.
-fn take_memory(cache_bytes: u64) {
-    let pages = cairn_wafl_core::cache_blocks(cache_bytes);
-    let taking = move || cairn_sys::block::reserve(pages);
-    if let Err(error) = cairn_sys::real::background("cairn-memory", taking) {
-        tracing::warn!(%error, "memory is taken as it is needed");
-    }
-}
-
 impl Node {
     /// Starts every layer from the bottom up, on a state directory that is locked already.
     ///
@@ -116,7 +109,7 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let db = Front::database(&state)?;
         let added = cairn_mhost::MHost::added_disks(&db)?;
-        take_memory(config.storage.cache_bytes);
+        crate::memory::take(config.storage.cache_bytes)?;
         let storage = Storage::open(world, &config.storage, &added, formation).await?;
         let dmodule: Arc<dyn DModule> = storage.dmodule();
         match Front::start(world, &state, db, dmodule, &config.front).await {

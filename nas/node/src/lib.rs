@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod demo;
 mod descriptors;
 mod front;
+mod memory;
 mod metrics;
 mod nfs;
 pub mod offline;
