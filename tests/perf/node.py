@@ -30,6 +30,7 @@ class Node:
         self.child = subprocess.Popen(
             [cairn, "demo", "--dir", directory, "--nfs-port", "0", "--rest-port", "0", *options],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=open(log, "ab"))
+        self.peak, self.ended = 0, threading.Event()
         Node.running.append(self)
         for line in self.child.stdout:
             if line.startswith(b"READY "):
@@ -41,7 +42,6 @@ class Node:
         self.seconds = time.monotonic() - begin
         # Of CPU until it was ready.
         self.cpu = self.cpu_seconds()
-        self.peak, self.ended = 0, threading.Event()
         threading.Thread(target=self.watch, daemon=True).start()
 
     def cpu_seconds(self):

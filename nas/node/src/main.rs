@@ -5,6 +5,11 @@ use std::process::ExitCode;
 
 use cairn_node::{Formation, daemon};
 use clap::Parser;
+use mimalloc::MiMalloc;
+
+/// As in `cairn`.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A Cairn storage node.
 #[derive(Parser)]

@@ -27,8 +27,15 @@ use crate::volume::FileId;
 /// block in memory up to 2.5.
 const INODES_PER_BLOCK: usize = 2;
 /// Of eight parts of the memory for blocks and in-core inodes, those for blocks: what is in core is
-/// in a block as well, in a sixth of the space.
+/// in a block as well, in a third of the space.
 const BLOCK_SHARE: usize = 7;
+/// Clean blocks of a file in memory that go with its in-core inode.
+pub(crate) const BLOCKS_WITH_INODE_MAX: usize = 16;
+// Files with more blocks than that keep their inodes: never so many that a ring full of them is taken
+// for one that waits for a consistency point ([`Ring::offered`]).
+const _: () = assert!((BLOCKS_WITH_INODE_MAX + 1) * INODES_PER_BLOCK >= VAIN_PART * BLOCK_SHARE);
+/// The part of a ring that is offered in vain before the next consistency point is waited for.
+const VAIN_PART: usize = 4;
 /// In-core inodes that a cache of any size may hold.
 const INODES_MIN: usize = 128;
 /// Clean blocks that dirty ones never drive out: whatever one operation needs has room.
@@ -65,7 +72,8 @@ struct Clock {
 /// What became of entries that were offered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
-    /// Must stay until a consistency point is committed.
+    /// Must stay: until a consistency point is committed, or until fewer blocks of the file are in
+    /// memory.
     pub pinned: usize,
     /// Gone, or will go the next time.
     pub moved: usize,
@@ -80,7 +88,7 @@ impl Ring {
     }
     /// Entries; none when enough were offered in vain.
     fn offered(&self) -> usize {
-        if self.vain > self.entries.len() / 4 { 0 } else { self.entries.len() }
+        if self.vain > self.entries.len() / VAIN_PART { 0 } else { self.entries.len() }
     }
     fn tally(&mut self, tally: Tally) {
         self.vain = if tally.moved > 0 { 0 } else { self.vain + tally.pinned };

@@ -24,7 +24,7 @@ use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
-use crate::cache::{Cache, CacheEntry, Tally};
+use crate::cache::{BLOCKS_WITH_INODE_MAX, Cache, CacheEntry, Tally};
 use crate::check::live::Check;
 use crate::counters::Counters;
 use crate::cp::{CpError, Engine};
@@ -562,9 +562,6 @@ impl Inner {
         self.log.release_half(old);
     }
 }
-
-/// Clean blocks of a file in memory that go with its in-core inode.
-const BLOCKS_WITH_INODE_MAX: usize = 16;
 
 /// Faults kept for the administrator.
 const FAULTS_MAX: usize = 100;

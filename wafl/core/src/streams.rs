@@ -75,11 +75,10 @@ mod tests {
     #[test]
     fn reads_at_random_places_are_no_stream() {
         for (blocks, most) in [(524_288, 1), (4000, 20)] {
-            let mut place = 1u64;
+            let mut rng = cairn_sim::Rng::new(1);
             let mut streams = Streams::default();
             let found = (0..1000).filter(|_| {
-                place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let at = 1 + (place >> 33) % blocks;
+                let at = 1 + rng.below(blocks);
                 streams.goes_on(at, at + 1)
             });
             let found = found.count();

@@ -627,7 +627,7 @@ impl Tree {
     }
 }
 
-/// Answer of [`Tree::evict`].
+/// Answer of [`Tree::evict`] and [`Tree::evict_all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Evicted {
     /// It is not in memory any more.

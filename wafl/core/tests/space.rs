@@ -17,7 +17,7 @@ use cairn_raid_api::{
     Tetris, WriteError,
 };
 use cairn_raid_group::{RaidAggregate, RaidKind};
-use cairn_sim::CutPolicy;
+use cairn_sim::{CutPolicy, Rng};
 use cairn_sys::{Block, BoxFuture, Payload};
 use cairn_units::{Cookie, Fsid, OpNo, Pvbn, VserverId};
 use cairn_wafl_core::StorageManager;
@@ -302,10 +302,9 @@ fn only_reads_that_go_on_load_ahead() {
     };
     let before = counter(&rig, "cache_misses_total");
     let reads = 3000;
-    let mut place = 1u64;
+    let mut rng = Rng::new(1);
     for _ in 0..reads {
-        place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        read(&rig, (place >> 33) % blocks);
+        read(&rig, rng.below(blocks));
     }
     let loaded = counter(&rig, "cache_misses_total") - before;
     assert!((reads / 4..=reads * 5 / 4).contains(&loaded), "{loaded} blocks for {reads} reads");
