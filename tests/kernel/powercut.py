@@ -23,6 +23,8 @@ TOP = os.environ["KC_TOP"]
 SHARED = os.path.join(TOP, "x")
 SERVER = os.environ["KC_SERVER"]
 START_SECONDS = 60
+# Further cuts while none of them has taken anything.
+IDLE_CUTS_MAX = 20
 BEGAN = time.monotonic()
 
 
@@ -230,7 +232,13 @@ def rounds(options):
     devices(guest, options)
     cuts = clean = points = unflushed = touched = operations = again = 0
     end = time.monotonic() + options.seconds
-    while cuts < options.cuts or time.monotonic() < end:
+
+    def go_on():
+        # A cut between two flushes takes nothing. More of them until one did, within reason.
+        lucky = shelf and not touched and cuts < options.cuts + IDLE_CUTS_MAX
+        return cuts < options.cuts or time.monotonic() < end or lucky
+
+    while go_on():
         witness.do("start")
         time.sleep(rng.uniform(0.2, options.load))
         kind = rng.randrange(8)
@@ -260,7 +268,8 @@ def rounds(options):
             time.sleep(rng.uniform(0.5, 3.0))
             guest.off()
             if shelf:
-                shelf.power_cut(volatile_disk.seeded(options.seed, cuts))
+                more = shelf.power_cut(volatile_disk.seeded(options.seed, cuts))
+                unflushed, touched = unflushed + more[0], touched + more[1]
             cuts, again = cuts + 1, again + 1
             guest.on()
         wait("a start after cut %d" % cuts, guest.serving)

@@ -165,6 +165,10 @@ pub struct GroupGeometry {
     pub data: Vec<DataColumn>,
     /// Disks that may be lost.
     pub parity: u16,
+    /// Stripes `n * region_stripes ..` that RAID keeps account of together: writes of one region
+    /// wait for each other, and each writes its account once. A [`Tetris`] that ends with a region is
+    /// cheapest.
+    pub region_stripes: u64,
 }
 
 /// The aggregate as allocation sees it. PVBNs run from 0; those of no column do not exist.

@@ -13,6 +13,7 @@ use cairn_units::{Blocks, ColumnNo, DiskUuid, GroupNo, Pvbn};
 use crate::code::Code;
 use crate::config::{Config, GroupConfig};
 use crate::member::Member;
+use crate::ondisk::REGION_STRIPES;
 
 /// One position of a group at run time.
 #[derive(Clone)]
@@ -222,6 +223,7 @@ fn geometry(config: &Config, groups: &BTreeMap<GroupNo, GroupView>) -> Geometry 
                 })
                 .collect(),
             parity: group.parity(),
+            region_stripes: REGION_STRIPES,
         })
         .collect();
     Geometry { aggregate: config.aggregate, version: config.generation, groups, pvbn_end: end }

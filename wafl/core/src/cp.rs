@@ -46,8 +46,10 @@ mod vvbns;
 use vvbns::Vvbns;
 pub(crate) use vvbns::{container_entry, flip, set_container};
 
-/// Tetrises on their way to RAID at once.
-const TETRISES_IN_FLIGHT: usize = 8;
+/// Blocks on their way to RAID at once: 64 MiB, which keeps wide groups of disks busy.
+const BLOCKS_IN_FLIGHT: u32 = 16_384;
+/// What a small tetris counts as: its requests and its task cost as much.
+const TETRIS_BLOCKS_MIN: u32 = 256;
 /// Data blocks placed in one lock hold before the freeze.
 const BITE_BLOCKS: usize = 256;
 /// Dirty data blocks of a volume that the freeze may be left with.
@@ -145,7 +147,10 @@ fn tree_inode(tree: &Tree) -> Inode {
 impl Writes {
     async fn send(&self, inner: &Inner, tetrises: Vec<Tetris>) -> Result<(), CpError> {
         for tetris in tetrises {
-            let permit = self.room.clone().acquire_owned().await;
+            let blocks: usize = tetris.stripes.iter().map(|s| s.blocks.len()).sum();
+            let weight = u32::try_from(blocks).unwrap_or(u32::MAX);
+            let weight = weight.clamp(TETRIS_BLOCKS_MIN, BLOCKS_IN_FLIGHT);
+            let permit = self.room.clone().acquire_many_owned(weight).await;
             self.check()?;
             let (write, failed) = (inner.aggr.write(tetris), self.failed.clone());
             inner.world.spawn.spawn(
@@ -166,8 +171,7 @@ impl Writes {
         failed.map_or(Ok(()), |e| Err(e.into()))
     }
     async fn drain(&self) -> Result<(), CpError> {
-        let all = u32::try_from(TETRISES_IN_FLIGHT).unwrap_or(u32::MAX);
-        let permits = self.room.acquire_many(all).await;
+        let permits = self.room.acquire_many(BLOCKS_IN_FLIGHT).await;
         drop(permits);
         self.check()
     }
@@ -189,7 +193,7 @@ impl Inner {
             inner: self,
             cp: engine.cp.plus(1),
             writes: Writes {
-                room: Arc::new(Semaphore::new(TETRISES_IN_FLIGHT)),
+                room: Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT as usize)),
                 failed: Arc::new(Mutex::new(Rank::PointFailure, None)),
             },
             freed: Vec::new(),
@@ -202,6 +206,9 @@ impl Inner {
             let pool = pools.entry(volume.fsid).or_default();
             run.clean_ahead(&mut engine.space, volume, pool).await?;
         }
+        // Who finds the point open finds its own change in it: the cut comes behind this.
+        self.close_cp();
+        let volumes = self.with_new_volumes(volumes);
         clock.end(CpPhase::CleanAhead);
         let halves = self.switch_log()?;
         let mut frozen = Vec::new();
@@ -242,6 +249,15 @@ impl Inner {
         }
         self.trim_cache();
         Ok(())
+    }
+
+    /// The same, and the volumes that came since: an operation on one of them may count on the
+    /// point under way as well.
+    fn with_new_volumes(&self, mut volumes: Vec<Arc<Volume>>) -> Vec<Arc<Volume>> {
+        let is_new = |v: &Arc<Volume>| volumes.iter().all(|known| !Arc::ptr_eq(known, v));
+        let new: Vec<Arc<Volume>> = self.volumes().into_iter().filter(is_new).collect();
+        volumes.extend(new);
+        volumes
     }
 
     /// Loads a block of one of the aggregate's own files.
@@ -332,10 +348,17 @@ impl Run<'_> {
         if dirty <= 2 * FREEZE_BLOCKS {
             return Ok(());
         }
-        // Twice the blocks there were: enough when clients keep writing, and an end.
-        let bites = 2 * dirty / BITE_BLOCKS as u64;
+        // As much as clients may have dirty, when they keep writing; somebody who waits gets the
+        // point when twice the blocks are placed that there were then.
+        let dirty_max = u64::try_from(self.inner.dirty_max()).unwrap_or(0);
+        let mut left = dirty_max.max(2 * dirty);
+        let mut awaited = false;
         let mut from = InodeNo::new(0);
-        for _ in 0..bites {
+        while left > 0 {
+            if !awaited && self.inner.is_awaited(self.cp) {
+                awaited = true;
+                left = left.min(2 * volume.lock().to_place());
+            }
             let ready = async {
                 self.vvbns_ready(volume, pool, BITE_BLOCKS as u64).await?;
                 self.space_ready(space, BITE_BLOCKS as u64).await
@@ -356,6 +379,7 @@ impl Run<'_> {
             if placed == 0 {
                 break;
             }
+            left = left.saturating_sub(placed as u64);
         }
         Ok(())
     }
@@ -423,7 +447,7 @@ impl Run<'_> {
         set_container(st, vvbn, pvbn);
         space.put(pvbn, block, crc, self.tag(st.fsid, vvbn));
         if tell {
-            self.inner.cache.push(CacheEntry::Block { fsid: st.fsid, file, key });
+            self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key });
         }
         if key.level == 0 { self.placed_data += 1 } else { self.placed_meta += 1 }
     }
@@ -535,6 +559,7 @@ impl Run<'_> {
         st.inodes_freed_in_cp = core::mem::take(&mut st.inodes_freed);
         self.placed(st, before);
         st.dirtied = Default::default();
+        st.streamed = 0;
         let record = VolumeRecord {
             fsid: st.fsid,
             deleting: false,
@@ -600,7 +625,7 @@ impl Run<'_> {
             let ptr = BlockPtr { vvbn: Vvbn::new(0), pvbn, crc };
             if st.container_map.place(key, ptr, self.cp) {
                 let file = FileId::ContainerMap;
-                self.inner.cache.push(CacheEntry::Block { fsid: volume.fsid, file, key });
+                self.inner.cache.park(CacheEntry::Block { fsid: volume.fsid, file, key });
             }
             drop(st);
             if !old.is_hole() {
@@ -712,7 +737,7 @@ impl Run<'_> {
             let crc = Crc::new(block.crc());
             if st.active_map.place(key, BlockPtr { crc, ..at }, self.cp) {
                 let file = FileId::ActiveMap;
-                self.inner.cache.push(CacheEntry::Block { fsid: st.fsid, file, key });
+                self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key });
             }
             space.put(at.pvbn, block, crc, self.tag(st.fsid, at.vvbn));
             self.placed_meta += 1;

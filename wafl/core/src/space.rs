@@ -13,8 +13,8 @@
 //!   blocks that were touched.
 //!
 //! Areas: a group's stripes are cut into areas of `area_stripes`; the emptiest area is filled
-//! first, a tetris of up to 64 stripes at a time, column by column, so that files lie in runs on
-//! one disk and most stripes are written whole.
+//! first, a tetris at a time, column by column, so that files lie in runs on one disk and most
+//! stripes are written whole. A tetris ends with a region of RAID's, or before.
 
 use cairn_sys::lock::atomic::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,7 +33,7 @@ use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::bit_place;
 
 /// Stripes of a tetris at the most.
-pub(crate) const TETRIS_STRIPES_MAX: u64 = 64;
+pub(crate) const TETRIS_STRIPES_MAX: u64 = 128;
 /// Stripes that RAID is told of at once before they are written.
 const AHEAD_STRIPES: u64 = 384;
 const _: () = assert!(AHEAD_STRIPES <= AHEAD_STRIPES_MAX as u64);
@@ -424,8 +424,10 @@ impl Space {
             }
             let (group, first, area_end) = (area.group, area.next_stripe, area.end_stripe);
             let columns = self.geometry.groups[group].data.len().max(1) as u64;
+            let region = self.geometry.groups[group].region_stripes.max(1);
             let wanted = self.expected.div_ceil(columns).max(1);
-            let end = area_end.min(first + wanted.min(self.tetris_stripes));
+            let region_end = (first / region + 1) * region;
+            let end = area_end.min(region_end).min(first + wanted.min(self.tetris_stripes));
             let at_map = |m| NoBlock::Miss(SpaceFile::Map, m);
             let told = (end > area.ahead_end).then(|| {
                 let end = area_end.min(first + wanted.min(AHEAD_STRIPES));
