@@ -44,6 +44,28 @@ impl Parity {
     }
 }
 
+/// Blocks for the parity of stripes that are written together: those of one disk are neighbours in
+/// memory, as they are on the disk, and go out in one piece.
+#[derive(Default)]
+pub(crate) struct Spare {
+    rows: std::vec::IntoIter<BlockMut>,
+    diagonals: std::vec::IntoIter<BlockMut>,
+}
+
+impl Spare {
+    pub(crate) fn new(code: Code, stripes: usize) -> Self {
+        let diagonals = if code.kind == RaidKind::Raid4 { 0 } else { stripes };
+        Self {
+            rows: BlockMut::take_many(stripes).into_iter(),
+            diagonals: BlockMut::take_many(diagonals).into_iter(),
+        }
+    }
+    /// The next one, or any when none is left.
+    fn next(blocks: &mut std::vec::IntoIter<BlockMut>) -> BlockMut {
+        blocks.next().unwrap_or_else(BlockMut::dirty)
+    }
+}
+
 impl Code {
     fn ring(self) -> Ring {
         if self.p == Ring::P17.p() { Ring::P17 } else { Ring::P257 }
@@ -58,7 +80,7 @@ impl Code {
     /// Parity of the data columns given; those left out count as zeros, and one that is given
     /// twice as what differs.
     pub(crate) fn encode<'a>(self, data: impl Iterator<Item = (u16, &'a Block)>) -> Parity {
-        self.encode_ahead(data, &[])
+        self.encode_ahead(data, &[], &mut Spare::default())
     }
 
     /// [`Self::encode`], while the blocks `next`, those of the next stripe, come from memory.
@@ -66,16 +88,17 @@ impl Code {
         self,
         data: impl Iterator<Item = (u16, &'a Block)>,
         next: &[&Bytes],
+        spare: &mut Spare,
     ) -> Parity {
         let mut columns: Vec<Column<'_>> = Vec::with_capacity(usize::from(self.p));
         columns.extend(data.filter_map(|(c, block)| Some(Column { index: self.index(c)?, block })));
-        let (kernels, mut row) = (Kernels::best(), BlockMut::dirty());
+        let (kernels, mut row) = (Kernels::best(), Spare::next(&mut spare.rows));
         if self.kind == RaidKind::Raid4 {
             let blocks: Vec<_> = columns.iter().map(|c| c.block).collect();
             kernels.xor_all(&blocks, &mut row);
             return Parity { row: row.freeze(), diagonal: None };
         }
-        let mut diagonal = BlockMut::dirty();
+        let mut diagonal = Spare::next(&mut spare.diagonals);
         kernels.encode_ahead(self.ring(), &columns, next, &mut row, &mut diagonal);
         Parity { row: row.freeze(), diagonal: Some(diagonal.freeze()) }
     }
@@ -189,7 +212,11 @@ mod tests {
             let want = parity(&new);
             assert!(parity(&old).changed_by(&parity(&changes)) == want, "{kind:?} {p}");
             let next = [&*old[0].1, &*old[1].1];
-            assert!(code.encode_ahead(new.iter().map(|(c, b)| (*c, b)), &next) == want);
+            let mut spare = Spare::new(code, 3);
+            for _ in 0..5 {
+                let again = code.encode_ahead(new.iter().map(|(c, b)| (*c, b)), &next, &mut spare);
+                assert!(again == want);
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use cairn_raid_parity::Bytes;
 use cairn_sys::{Block, mutant};
 use cairn_units::GroupNo;
 
-use crate::code::Parity;
+use crate::code::{Parity, Spare};
 use crate::core::{Core, Interval, Mark, Purpose, Writes, count};
 use crate::layout::STRIPE_LOG_BLOCKS_MIN;
 use crate::member::Member;
@@ -317,9 +317,10 @@ impl Core {
         }
         count(&self.counters.parity_read_blocks, asked);
         let mut outcomes = Vec::with_capacity(jobs.len());
+        let mut spare = Spare::new(group.code, jobs.len());
         for (i, (job, cells)) in jobs.iter().zip(&cells).enumerate() {
             let next = jobs.get(i + 1).map_or(Vec::new(), Job::new_blocks);
-            outcomes.push(job.outcome(group, cells, &next)?);
+            outcomes.push(job.outcome(group, cells, &next, &mut spare)?);
         }
         Ok((cells, outcomes))
     }
@@ -471,6 +472,7 @@ impl Job {
         group: &GroupView,
         cells: &StripeCells,
         next: &[&Bytes],
+        spare: &mut Spare,
     ) -> Result<Outcome, WriteError> {
         let width = self.new.len();
         let column = |i: usize| group.slots[i].column.get();
@@ -501,7 +503,7 @@ impl Job {
             }
         };
         let values = (0..width).filter_map(|i| value(i).map(|b| (column(i), b)));
-        let parity = group.code.encode_ahead(values, next);
+        let parity = group.code.encode_ahead(values, next, spare);
         warm_crcs(&parity);
         let rest = if self.path == Path::Full || !self.any_unmodified(group) {
             Rest::None

@@ -39,7 +39,7 @@ pub fn check_without(
 /// What is wrong with it.
 pub fn check(images: &[Image], promise: &Promise, starts: u8, seed: u64) -> Result<()> {
     // A node goes on whatever the depth of its tetrises was before.
-    let tetris_stripes = [2, 64][usize::from(seed.is_multiple_of(2))];
+    let tetris_stripes = [2, 128][usize::from(seed.is_multiple_of(2))];
     let start = Start { images, seed, starts, manner: Manner::Instant, tetris_stripes };
     let machine = Machine::start(&start).context("the node does not start")?;
     compare(&machine, promise)?;

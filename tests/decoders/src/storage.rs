@@ -33,7 +33,7 @@ const DISKS: usize = 4;
 const DISK_BLOCKS: u64 = 8192;
 const FSID: Fsid = Fsid::new(1);
 const CONFIG: StorageConfig =
-    StorageConfig { cache_blocks: 1024, log_copies: None, tetris_stripes: 64 };
+    StorageConfig { cache_blocks: 1024, log_copies: None, tetris_stripes: 128 };
 
 /// An aggregate that gives out another root than it holds, and notes what is read.
 struct Forged {

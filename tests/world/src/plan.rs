@@ -287,7 +287,7 @@ fn shape(rng: &mut Rng) -> Shape {
         tiny: tiny || disks * 8192 < 40_000,
         silent: rng.one_in(2),
         // Not drawn with the rest: what a seed stood for before stays the same.
-        tetris_stripes: 64,
+        tetris_stripes: 128,
     }
 }
 
@@ -296,7 +296,7 @@ impl Plan {
     pub fn of_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x0077_6f72_6c64);
         let mut shape = shape(&mut rng);
-        shape.tetris_stripes = [1, 2, 5, 64][Rng::new(seed ^ 0x7465_7472).index(4)];
+        shape.tetris_stripes = [1, 2, 5, 128][Rng::new(seed ^ 0x7465_7472).index(4)];
         let per_client = 15 + rng.below(60);
         let mut ops = Vec::new();
         for client in 0..shape.clients {

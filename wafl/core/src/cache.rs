@@ -68,6 +68,14 @@ struct Clock {
     inodes: Ring,
 }
 
+/// What of each ring one caller may still be offered: no entry twice, so that what it has just loaded is
+/// there when it looks again, however small the cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sweep {
+    blocks: usize,
+    inodes: usize,
+}
+
 /// What became of entries that were offered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
@@ -81,9 +89,11 @@ impl Ring {
     fn len(&self) -> usize {
         self.entries.len() + self.parked.len()
     }
-    /// Up to `count` entries of those above `room`.
-    fn over(&mut self, room: usize, count: usize, into: &mut Vec<CacheEntry>) {
+    /// Up to `count` entries of those above `room`, and of those that `left` allows.
+    fn over(&mut self, room: usize, count: usize, left: &mut usize, into: &mut Vec<CacheEntry>) {
         let over = self.offered().saturating_sub(room).min(count).min(self.entries.len());
+        let over = over.min(*left);
+        *left -= over;
         into.extend(self.entries.drain(..over));
     }
     /// Entries; none while none of them can go.
@@ -155,13 +165,19 @@ impl Cache {
         self.blocks.load(Ordering::Relaxed) > self.room(dirty)
             || self.inodes.load(Ordering::Relaxed) > self.inodes_max
     }
+    /// Once round the clock from now on.
+    pub fn sweep(&self) -> Sweep {
+        let clock = self.lock();
+        Sweep { blocks: clock.blocks.entries.len(), inodes: clock.inodes.entries.len() }
+    }
     /// Entries to offer for removal now, at most `count` of each kind; empty when memory is not
-    /// short beside so many dirty blocks. [`Self::tally`] is told what became of them.
-    pub fn over(&self, dirty: usize, count: usize) -> Vec<CacheEntry> {
+    /// short beside so many dirty blocks, or at the end of the sweep. [`Self::tally`] is told what
+    /// became of them.
+    pub fn over(&self, dirty: usize, count: usize, sweep: &mut Sweep) -> Vec<CacheEntry> {
         let mut clock = self.lock();
         let mut offered = Vec::new();
-        clock.blocks.over(self.room(dirty), count, &mut offered);
-        clock.inodes.over(self.inodes_max, count, &mut offered);
+        clock.blocks.over(self.room(dirty), count, &mut sweep.blocks, &mut offered);
+        clock.inodes.over(self.inodes_max, count, &mut sweep.inodes, &mut offered);
         self.note(&clock);
         offered
     }

@@ -333,6 +333,8 @@ impl Inner {
         self.counters.cache_misses.fetch_add(guard.misses.len() as u64, Ordering::Relaxed);
         let answers = self.aggr.read(requests).await;
         let mut failed = None;
+        // Before they come in: nobody drives out what they themselves wait for.
+        self.evict(guard.misses.len());
         {
             let mut st = volume.lock();
             for (m, answer) in guard.misses.iter().zip(answers) {
@@ -354,9 +356,7 @@ impl Inner {
                 }
             }
         }
-        let loaded = guard.misses.len();
         drop(guard);
-        self.evict(loaded);
         match failed {
             None => Ok(()),
             Some((pvbn, error)) => {
@@ -392,11 +392,13 @@ impl Inner {
         usize::try_from(self.dirty.load(Ordering::Acquire)).unwrap_or(0)
     }
 
-    /// Removes clean blocks while memory is short, a few more than `arrived`.
-    fn evict(&self, arrived: usize) {
+    /// Removes clean blocks while memory is too short for `arriving` more.
+    fn evict(&self, arriving: usize) {
+        let mut sweep = self.cache.sweep();
         // Those used lately are offered twice.
-        for _ in 0..EVICT_ROUNDS + 2 * arrived / EVICT_BATCH {
-            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
+        for _ in 0..EVICT_ROUNDS + 2 * arriving / EVICT_BATCH {
+            let taken = self.dirty_now() + arriving;
+            let entries = self.cache.over(taken, EVICT_BATCH, &mut sweep);
             if entries.is_empty() {
                 return;
             }
@@ -404,18 +406,19 @@ impl Inner {
         }
     }
 
-    /// Makes room for the blocks that an operation brought into memory, and its inodes: those of
-    /// a reader come from blocks that are in memory as well.
-    pub fn make_room(&self, blocks: usize) {
+    /// Makes room for what an operation brought into memory beside blocks that it loaded: those that
+    /// it wrote, and inodes of blocks that were in memory.
+    pub fn make_room(&self) {
         if self.cache.is_over(self.dirty_now()) {
-            self.evict(blocks);
+            self.evict(0);
         }
     }
 
     pub fn trim_cache(&self) {
         // Each entry may get one more round before it goes.
         for _ in 0..2 * self.cache.blocks_max() / EVICT_BATCH + EVICT_ROUNDS {
-            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
+            let mut once = self.cache.sweep();
+            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH, &mut once);
             if entries.is_empty() {
                 return;
             }
@@ -502,6 +505,12 @@ impl Inner {
             open => open,
         };
         self.cp_wait(CpCount::new(target)).await
+    }
+
+    /// Somebody waits for what the end of the point under way brings, if there is one.
+    pub fn hurry_cp(&self) {
+        let started = self.cp_started.load(Ordering::Acquire);
+        self.cp_awaited.fetch_max(started, Ordering::AcqRel);
     }
 
     /// Whether somebody waits for the point under way.

@@ -183,6 +183,8 @@ impl Inner {
                 }
                 Attempt::LogRoom(blocks) => {
                     self.counters.log_waits.fetch_add(1, Ordering::Relaxed);
+                    // Room comes with the end of a point.
+                    self.hurry_cp();
                     // What was set aside may be too little: give it back before asking for more.
                     drop(reservation.take());
                     match self.log.reserve_or_wait(blocks).await {
@@ -296,10 +298,10 @@ impl Inner {
         if streams || self.should_drain() {
             self.cp_hint();
         }
-        self.make_room(match op {
-            Op::Write { data, .. } => data.blocks().len(),
-            _ => 0,
-        });
+        // Who must load first looks again at what is in memory now.
+        if !matches!(attempt, Attempt::Stop(_)) {
+            self.make_room();
+        }
         if zombies {
             self.reap.notify_one();
         }
