@@ -46,8 +46,9 @@ mod vvbns;
 use vvbns::Vvbns;
 pub(crate) use vvbns::{container_entry, flip, set_container};
 
-/// Blocks on their way to RAID at once: 64 MiB, which keeps wide groups of disks busy.
-const BLOCKS_IN_FLIGHT: u32 = 16_384;
+/// Blocks on their way to RAID at once: 24 MiB. More is faster for who writes, and keeps readers and the
+/// log waiting behind a longer queue.
+const BLOCKS_IN_FLIGHT: u32 = 6144;
 /// What a small tetris counts as: its requests and its task cost as much.
 const TETRIS_BLOCKS_MIN: u32 = 256;
 /// Data blocks placed in one lock hold before the freeze.
