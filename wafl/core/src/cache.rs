@@ -31,8 +31,11 @@ const INODES_PER_BLOCK: usize = 2;
 const BLOCK_SHARE: usize = 7;
 /// Clean blocks of a file in memory that go with its in-core inode.
 pub(crate) const BLOCKS_WITH_INODE_MAX: usize = 16;
-// Files with more blocks than that keep their inodes: never so many that their bound is full of them.
-const _: () = assert!((BLOCKS_WITH_INODE_MAX + 1) * INODES_PER_BLOCK >= 4 * BLOCK_SHARE);
+// Files with more blocks than that keep their inodes: never so many that a ring full of them is taken
+// for one that waits for a consistency point ([`Ring::offered`]).
+const _: () = assert!((BLOCKS_WITH_INODE_MAX + 1) * INODES_PER_BLOCK >= VAIN_PART * BLOCK_SHARE);
+/// The part of a ring that is offered in vain before the next consistency point is waited for.
+const VAIN_PART: usize = 4;
 /// In-core inodes that a cache of any size may hold.
 const INODES_MIN: usize = 128;
 /// Clean blocks that dirty ones never drive out: whatever one operation needs has room.
@@ -56,8 +59,6 @@ impl CacheEntry {
 #[derive(Default)]
 struct Ring {
     entries: VecDeque<CacheEntry>,
-    /// Those that must stay until a consistency point is committed; they are not offered.
-    parked: Vec<CacheEntry>,
     /// Offered one after the other in vain, since the last consistency point or since one could go.
     vain: usize,
 }
@@ -68,44 +69,29 @@ struct Clock {
     inodes: Ring,
 }
 
-/// What of each ring one caller may still be offered: no entry twice, so that what it has just loaded is
-/// there when it looks again, however small the cache.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sweep {
-    blocks: usize,
-    inodes: usize,
-}
-
 /// What became of entries that were offered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
-    /// Must stay until fewer blocks of the file are in memory.
-    pub full: usize,
+    /// Must stay: until a consistency point is committed, or until fewer blocks of the file are in
+    /// memory.
+    pub pinned: usize,
     /// Gone, or will go the next time.
     pub moved: usize,
 }
 
 impl Ring {
-    fn len(&self) -> usize {
-        self.entries.len() + self.parked.len()
-    }
-    /// Up to `count` entries of those above `room`, and of those that `left` allows.
-    fn over(&mut self, room: usize, count: usize, left: &mut usize, into: &mut Vec<CacheEntry>) {
-        let over = self.offered().saturating_sub(room).min(count).min(self.entries.len());
-        let over = over.min(*left);
-        *left -= over;
+    /// Up to `count` entries of those above `room`. Until the next consistency point is committed
+    /// what it places or has not placed yet must stay: nobody searches there all the time.
+    fn over(&mut self, room: usize, count: usize, into: &mut Vec<CacheEntry>) {
+        let over = self.offered().saturating_sub(room).min(count);
         into.extend(self.entries.drain(..over));
     }
-    /// Entries; none while none of them can go.
+    /// Entries; none when enough were offered in vain.
     fn offered(&self) -> usize {
-        if self.vain >= self.entries.len() { 0 } else { self.len() }
+        if self.vain > self.entries.len() / VAIN_PART { 0 } else { self.entries.len() }
     }
     fn tally(&mut self, tally: Tally) {
-        self.vain = if tally.moved > 0 { 0 } else { self.vain + tally.full };
-    }
-    fn committed(&mut self) {
-        self.entries.extend(self.parked.drain(..));
-        self.vain = 0;
+        self.vain = if tally.moved > 0 { 0 } else { self.vain + tally.pinned };
     }
 }
 
@@ -147,15 +133,6 @@ impl Cache {
         }
         self.note(&clock);
     }
-    /// Adds an entry that must stay until a consistency point is committed.
-    pub fn park(&self, entry: CacheEntry) {
-        let mut clock = self.lock();
-        match entry {
-            CacheEntry::Block { .. } => clock.blocks.parked.push(entry),
-            CacheEntry::Inode { .. } => clock.inodes.parked.push(entry),
-        }
-        self.note(&clock);
-    }
     /// Clean blocks that there is room for beside so many dirty ones: half of the cache at least.
     fn room(&self, dirty: usize) -> usize {
         self.blocks_max.saturating_sub(dirty).max(self.blocks_max / 2).max(CLEAN_BLOCKS_MIN)
@@ -165,19 +142,13 @@ impl Cache {
         self.blocks.load(Ordering::Relaxed) > self.room(dirty)
             || self.inodes.load(Ordering::Relaxed) > self.inodes_max
     }
-    /// Once round the clock from now on.
-    pub fn sweep(&self) -> Sweep {
-        let clock = self.lock();
-        Sweep { blocks: clock.blocks.entries.len(), inodes: clock.inodes.entries.len() }
-    }
     /// Entries to offer for removal now, at most `count` of each kind; empty when memory is not
-    /// short beside so many dirty blocks, or at the end of the sweep. [`Self::tally`] is told what
-    /// became of them.
-    pub fn over(&self, dirty: usize, count: usize, sweep: &mut Sweep) -> Vec<CacheEntry> {
+    /// short beside so many dirty blocks. [`Self::tally`] is told what became of them.
+    pub fn over(&self, dirty: usize, count: usize) -> Vec<CacheEntry> {
         let mut clock = self.lock();
         let mut offered = Vec::new();
-        clock.blocks.over(self.room(dirty), count, &mut sweep.blocks, &mut offered);
-        clock.inodes.over(self.inodes_max, count, &mut sweep.inodes, &mut offered);
+        clock.blocks.over(self.room(dirty), count, &mut offered);
+        clock.inodes.over(self.inodes_max, count, &mut offered);
         self.note(&clock);
         offered
     }
@@ -191,8 +162,7 @@ impl Cache {
     /// A consistency point was committed: what it wrote may go.
     pub fn committed(&self) {
         let mut clock = self.lock();
-        clock.blocks.committed();
-        clock.inodes.committed();
+        (clock.blocks.vain, clock.inodes.vain) = (0, 0);
         self.note(&clock);
     }
     /// In-core inodes that there are at the most, those beside that must stay.
@@ -201,7 +171,7 @@ impl Cache {
     }
     pub fn resident(&self) -> (usize, usize) {
         let clock = self.lock();
-        (clock.blocks.len(), clock.inodes.len())
+        (clock.blocks.entries.len(), clock.inodes.entries.len())
     }
     pub fn blocks_max(&self) -> usize {
         self.blocks_max

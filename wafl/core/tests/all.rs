@@ -8,4 +8,3 @@ mod log_disks;
 mod manage;
 mod sequences;
 mod space;
-mod streams;

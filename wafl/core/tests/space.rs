@@ -33,21 +33,21 @@ fn ctx() -> OpCtx {
     }
 }
 
-pub(crate) fn name(text: &str) -> Name {
+fn name(text: &str) -> Name {
     Name::new(Bytes::copy_from_slice(text.as_bytes())).expect("a good name")
 }
 
-pub(crate) fn call(rig: &Rig, op: Op<ObjectRef>) -> OpResult<ObjectRef> {
+fn call(rig: &Rig, op: Op<ObjectRef>) -> OpResult<ObjectRef> {
     let node = rig.node();
     rig.sim.block_on(async { node.file(ctx(), op).wait().await })
 }
 
-pub(crate) fn manage(rig: &Rig, request: Manage) -> Managed {
+fn manage(rig: &Rig, request: Manage) -> Managed {
     let node = rig.node();
     rig.sim.block_on(node.manage(request)).expect("management works")
 }
 
-pub(crate) fn volume(rig: &Rig, fsid: u64, size_bytes: u64) -> ObjectRef {
+fn volume(rig: &Rig, fsid: u64, size_bytes: u64) -> ObjectRef {
     let fsid = Fsid::new(fsid);
     manage(rig, Manage::VolumeCreate { fsid, name: format!("v{fsid}"), size_bytes });
     match manage(rig, Manage::VolumeRoot { fsid }) {
@@ -56,7 +56,7 @@ pub(crate) fn volume(rig: &Rig, fsid: u64, size_bytes: u64) -> ObjectRef {
     }
 }
 
-pub(crate) fn create(rig: &Rig, dir: ObjectRef, text: &str) -> Result<ObjectRef, Status> {
+fn create(rig: &Rig, dir: ObjectRef, text: &str) -> Result<ObjectRef, Status> {
     let how = CreateHow::Guarded(SetAttrs { mode: Some(0o644), ..SetAttrs::default() });
     match call(rig, Op::Create { dir, name: name(text), how }) {
         Ok(Reply::Made { obj, .. }) => Ok(obj),
@@ -70,13 +70,7 @@ fn bytes_at(seed: u64, offset: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(byte).collect()
 }
 
-pub(crate) fn write(
-    rig: &Rig,
-    obj: ObjectRef,
-    seed: u64,
-    offset: u64,
-    len: usize,
-) -> Result<(), Status> {
+fn write(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) -> Result<(), Status> {
     let data = Payload::copy_from(offset, &bytes_at(seed, offset, len));
     match call(rig, Op::Write { obj, offset, data, stability: Stability::Unstable }) {
         Ok(_) => Ok(()),
@@ -84,7 +78,7 @@ pub(crate) fn write(
     }
 }
 
-pub(crate) fn check_read(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) {
+fn check_read(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) {
     let count = u32::try_from(len).expect("a short read");
     match call(rig, Op::Read { obj, offset, count }) {
         Ok(Reply::Read { data, .. }) => {
@@ -257,27 +251,6 @@ fn a_cache_smaller_than_the_data_returns_the_right_bytes() {
 }
 
 /// What is dirty takes memory as well: clean blocks make room for it before any point.
-/// What an operation has just loaded is not driven out for it: it would load that again for ever.
-#[test]
-fn a_read_of_more_blocks_than_the_cache_has_comes_to_an_end() {
-    let mut rig = Rig::new(17, RaidKind::RaidDp, 6, 8192);
-    let root = volume(&rig, 1, 256 << 20);
-    let file = create(&rig, root, "large").unwrap();
-    let (blocks, piece) = (3000, 384);
-    for at in (0..blocks).step_by(100) {
-        write(&rig, file, 5, at * 4096, 100 * 4096).unwrap();
-    }
-    rig.config.cache_blocks = 256;
-    rig.clean_restart();
-    let mut rng = Rng::new(6);
-    for _ in 0..40 {
-        let before = counter(&rig, "cache_misses_total");
-        check_read(&rig, file, 5, rng.below(blocks - piece) * 4096, 384 * 4096);
-        let loaded = counter(&rig, "cache_misses_total") - before;
-        assert!(loaded <= 2 * piece, "{loaded} blocks for one read of {piece}");
-    }
-}
-
 #[test]
 fn dirty_blocks_are_part_of_the_cache() {
     let mut rig = Rig::new(12, RaidKind::RaidDp, 6, 8192);
@@ -403,7 +376,7 @@ fn lookups_that_load_nothing_are_bounded_as_well() {
     assert!(loaded < 500, "{loaded} blocks loaded: the test looks at something else");
 }
 
-pub(crate) fn counter(rig: &Rig, name: &str) -> u64 {
+fn counter(rig: &Rig, name: &str) -> u64 {
     let Managed::Counters(all) = manage(rig, Manage::Counters) else { panic!("counters") };
     all.iter().find(|m| m.name == name).map_or_else(|| panic!("no {name}"), |m| m.value)
 }
