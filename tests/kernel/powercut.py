@@ -235,8 +235,8 @@ def rounds(options):
 
     def go_on():
         # A cut between two flushes takes nothing. More of them until one did, within reason.
-        lucky = shelf and not touched and cuts < options.cuts + IDLE_CUTS_MAX
-        return cuts < options.cuts or time.monotonic() < end or lucky
+        idle = shelf and not touched and cuts < options.cuts + IDLE_CUTS_MAX
+        return cuts < options.cuts or time.monotonic() < end or idle
 
     while go_on():
         witness.do("start")

@@ -110,7 +110,7 @@ impl Shape {
     pub fn tetris_stripes(self) -> u64 {
         match self {
             Self::RaidDp | Self::RaidDpDegraded => 2,
-            Self::Raid4 | Self::RaidDpSmallLog => 64,
+            Self::Raid4 | Self::RaidDpSmallLog => 128,
         }
     }
     fn log_blocks(self) -> Blocks {

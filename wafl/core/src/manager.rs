@@ -317,6 +317,8 @@ impl Inner {
         self.counters.cache_misses.fetch_add(guard.misses.len() as u64, Ordering::Relaxed);
         let answers = self.aggr.read(requests).await;
         let mut failed = None;
+        // Before they come in: nobody drives out what they themselves wait for.
+        self.evict(0, guard.misses.len());
         {
             let mut st = volume.lock();
             for (m, answer) in guard.misses.iter().zip(answers) {
@@ -338,9 +340,7 @@ impl Inner {
                 }
             }
         }
-        let loaded = guard.misses.len();
         drop(guard);
-        self.evict(loaded);
         match failed {
             None => Ok(()),
             Some((pvbn, error)) => {
@@ -376,11 +376,12 @@ impl Inner {
         usize::try_from(self.dirty.load(Ordering::Acquire)).unwrap_or(0)
     }
 
-    /// Removes clean blocks while memory is short, a few more than `arrived`.
-    fn evict(&self, arrived: usize) {
+    /// Removes clean blocks while memory is short for those that were brought in, and for those that
+    /// are arriving.
+    fn evict(&self, brought: usize, arriving: usize) {
         // Those used lately are offered twice.
-        for _ in 0..EVICT_ROUNDS + 2 * arrived / EVICT_BATCH {
-            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
+        for _ in 0..EVICT_ROUNDS + 2 * (brought + arriving) / EVICT_BATCH {
+            let entries = self.cache.over(self.dirty_now() + arriving, EVICT_BATCH);
             if entries.is_empty() {
                 return;
             }
@@ -392,7 +393,7 @@ impl Inner {
     /// a reader come from blocks that are in memory as well.
     pub fn make_room(&self, blocks: usize) {
         if self.cache.is_over(self.dirty_now()) {
-            self.evict(blocks);
+            self.evict(blocks, 0);
         }
     }
 

@@ -292,10 +292,13 @@ impl Inner {
         if self.should_drain() {
             self.cp_hint();
         }
-        self.make_room(match op {
-            Op::Write { data, .. } => data.blocks().len(),
-            _ => 0,
-        });
+        // Who must load first looks again at what is in memory now.
+        if !matches!(attempt, Attempt::Stop(_)) {
+            self.make_room(match op {
+                Op::Write { data, .. } => data.blocks().len(),
+                _ => 0,
+            });
+        }
         if zombies {
             self.reap.notify_one();
         }

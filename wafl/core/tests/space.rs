@@ -250,6 +250,27 @@ fn a_cache_smaller_than_the_data_returns_the_right_bytes() {
     assert!(resident.is_some_and(|r| r <= 512 + 512), "{resident:?} blocks in a cache of 512");
 }
 
+/// What an operation has just loaded is not driven out for it: it would load that again for ever.
+#[test]
+fn a_read_of_more_blocks_than_the_cache_has_comes_to_an_end() {
+    let mut rig = Rig::new(17, RaidKind::RaidDp, 6, 8192);
+    let root = volume(&rig, 1, 256 << 20);
+    let file = create(&rig, root, "large").unwrap();
+    let (blocks, piece) = (3000, 384);
+    for at in (0..blocks).step_by(100) {
+        write(&rig, file, 5, at * 4096, 100 * 4096).unwrap();
+    }
+    rig.config.cache_blocks = 256;
+    rig.clean_restart();
+    let mut rng = Rng::new(6);
+    for _ in 0..40 {
+        let before = counter(&rig, "cache_misses_total");
+        check_read(&rig, file, 5, rng.below(blocks - piece) * 4096, 384 * 4096);
+        let loaded = counter(&rig, "cache_misses_total") - before;
+        assert!(loaded <= 2 * piece, "{loaded} blocks for one read of {piece}");
+    }
+}
+
 /// What is dirty takes memory as well: clean blocks make room for it before any point.
 #[test]
 fn dirty_blocks_are_part_of_the_cache() {
@@ -673,6 +694,11 @@ impl Aggregate for Watched {
         let wrong = tetris.ahead.iter().find(|s| in_reach.contains(s));
         assert!(wrong.is_none(), "stripe {wrong:?} is called free, and the root reaches it");
         assert!(tetris.ahead.is_sorted() && tetris.ahead.len() <= AHEAD_STRIPES_MAX);
+        let region =
+            geometry.groups.iter().find(|g| g.group == tetris.group).unwrap().region_stripes;
+        let mut regions: Vec<u64> = tetris.stripes.iter().map(|s| s.stripe / region).collect();
+        regions.dedup();
+        assert!(regions.len() == 1, "one tetris in regions {regions:?}");
         for stripe in &tetris.stripes {
             let told = tetris.ahead.binary_search(&stripe.stripe).is_ok();
             self.told.fetch_add(u64::from(told), Ordering::Relaxed);
