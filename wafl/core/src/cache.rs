@@ -20,7 +20,7 @@ use cairn_sys::lock::atomic::{AtomicUsize, Ordering};
 use cairn_sys::lock::{Guard, Mutex, Rank};
 use cairn_units::{BLOCK_BYTES_U64, Fsid, InodeNo};
 
-use crate::tree::Key;
+use crate::tree::{Evicted, Key};
 use crate::volume::FileId;
 
 /// In-core inodes that take what a block takes: one is 1 KiB, with the tables of a tree that has a
@@ -31,11 +31,10 @@ const INODES_PER_BLOCK: usize = 2;
 const BLOCK_SHARE: usize = 7;
 /// Clean blocks of a file in memory that go with its in-core inode.
 pub(crate) const BLOCKS_WITH_INODE_MAX: usize = 16;
-// Files with more blocks than that keep their inodes: never so many that a ring full of them is taken
-// for one that waits for a consistency point ([`Ring::offered`]).
-const _: () = assert!((BLOCKS_WITH_INODE_MAX + 1) * INODES_PER_BLOCK >= VAIN_PART * BLOCK_SHARE);
-/// The part of a ring that is offered in vain before the next consistency point is waited for.
-const VAIN_PART: usize = 4;
+// Files with more blocks than that keep their inodes: never so many that their bound is full of them.
+const _: () = assert!((BLOCKS_WITH_INODE_MAX + 1) * INODES_PER_BLOCK >= 4 * BLOCK_SHARE);
+/// The part of a ring that is offered in one go, at the most.
+const BATCH_PART: usize = 8;
 /// In-core inodes that a cache of any size may hold.
 const INODES_MIN: usize = 128;
 /// Clean blocks that dirty ones never drive out: whatever one operation needs has room.
@@ -59,6 +58,8 @@ impl CacheEntry {
 #[derive(Default)]
 struct Ring {
     entries: VecDeque<CacheEntry>,
+    /// Those that must stay until a consistency point is committed; they are not offered.
+    parked: Vec<CacheEntry>,
     /// Offered one after the other in vain, since the last consistency point or since one could go.
     vain: usize,
 }
@@ -69,29 +70,80 @@ struct Clock {
     inodes: Ring,
 }
 
+/// What of each ring one caller may still be offered: no entry twice, so that what it has just loaded is
+/// there when it looks again, however small the cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sweep {
+    blocks: usize,
+    inodes: usize,
+}
+
+/// What became of the entries of one kind that were offered.
+#[derive(Default)]
+struct Tally {
+    /// Offered again the next time round.
+    back: Vec<CacheEntry>,
+    /// Not before a consistency point is committed.
+    parked: Vec<CacheEntry>,
+    /// Of those offered: must stay until fewer blocks of the file are in memory.
+    full: usize,
+    /// Of those offered: gone, parked, or will go the next time.
+    moved: usize,
+}
+
 /// What became of entries that were offered.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
-    /// Must stay: until a consistency point is committed, or until fewer blocks of the file are in
-    /// memory.
-    pub pinned: usize,
-    /// Gone, or will go the next time.
-    pub moved: usize,
+#[derive(Default)]
+pub(crate) struct Outcome {
+    blocks: Tally,
+    inodes: Tally,
+    /// Not in memory any more.
+    pub gone: u64,
+}
+
+impl Outcome {
+    pub fn add(&mut self, entry: CacheEntry, became: Evicted) {
+        let tally = match entry {
+            CacheEntry::Block { .. } => &mut self.blocks,
+            CacheEntry::Inode { .. } => &mut self.inodes,
+        };
+        match became {
+            Evicted::Full => tally.full += 1,
+            _ => tally.moved += 1,
+        }
+        match became {
+            Evicted::Busy => tally.parked.push(entry),
+            Evicted::Full | Evicted::Used => tally.back.push(entry),
+            Evicted::Gone | Evicted::Removed => self.gone += 1,
+        }
+    }
 }
 
 impl Ring {
-    /// Up to `count` entries of those above `room`. Until the next consistency point is committed
-    /// what it places or has not placed yet must stay: nobody searches there all the time.
-    fn over(&mut self, room: usize, count: usize, into: &mut Vec<CacheEntry>) {
-        let over = self.offered().saturating_sub(room).min(count);
+    fn len(&self) -> usize {
+        self.entries.len() + self.parked.len()
+    }
+    /// While there are more entries than `room`, up to `count` of them and as many as `left` allows:
+    /// more than are above it, so that not every load searches.
+    fn over(&mut self, room: usize, count: usize, left: &mut usize, into: &mut Vec<CacheEntry>) {
+        if self.offered() <= room {
+            return;
+        }
+        let over = count.min(room / BATCH_PART).min(self.entries.len()).min(*left);
+        *left -= over;
         into.extend(self.entries.drain(..over));
     }
-    /// Entries; none when enough were offered in vain.
+    /// Entries; none while none of them can go.
     fn offered(&self) -> usize {
-        if self.vain > self.entries.len() / VAIN_PART { 0 } else { self.entries.len() }
+        if self.vain >= self.entries.len() { 0 } else { self.len() }
     }
-    fn tally(&mut self, tally: Tally) {
-        self.vain = if tally.moved > 0 { 0 } else { self.vain + tally.pinned };
+    fn settle(&mut self, tally: Tally) {
+        self.vain = if tally.moved > 0 { 0 } else { self.vain + tally.full };
+        self.entries.extend(tally.back);
+        self.parked.extend(tally.parked);
+    }
+    fn committed(&mut self) {
+        self.entries.extend(self.parked.drain(..));
+        self.vain = 0;
     }
 }
 
@@ -133,6 +185,21 @@ impl Cache {
         }
         self.note(&clock);
     }
+    /// Adds blocks.
+    pub fn push_all(&self, blocks: Vec<CacheEntry>) {
+        let mut clock = self.lock();
+        clock.blocks.entries.extend(blocks);
+        self.note(&clock);
+    }
+    /// Adds an entry that must stay until a consistency point is committed.
+    pub fn park(&self, entry: CacheEntry) {
+        let mut clock = self.lock();
+        match entry {
+            CacheEntry::Block { .. } => clock.blocks.parked.push(entry),
+            CacheEntry::Inode { .. } => clock.inodes.parked.push(entry),
+        }
+        self.note(&clock);
+    }
     /// Clean blocks that there is room for beside so many dirty ones: half of the cache at least.
     fn room(&self, dirty: usize) -> usize {
         self.blocks_max.saturating_sub(dirty).max(self.blocks_max / 2).max(CLEAN_BLOCKS_MIN)
@@ -142,27 +209,34 @@ impl Cache {
         self.blocks.load(Ordering::Relaxed) > self.room(dirty)
             || self.inodes.load(Ordering::Relaxed) > self.inodes_max
     }
+    /// Once round the clock from now on.
+    pub fn sweep(&self) -> Sweep {
+        let clock = self.lock();
+        Sweep { blocks: clock.blocks.entries.len(), inodes: clock.inodes.entries.len() }
+    }
     /// Entries to offer for removal now, at most `count` of each kind; empty when memory is not
-    /// short beside so many dirty blocks. [`Self::tally`] is told what became of them.
-    pub fn over(&self, dirty: usize, count: usize) -> Vec<CacheEntry> {
+    /// short beside so many dirty blocks, or at the end of the sweep. [`Self::settle`] is told what
+    /// became of them.
+    pub fn over(&self, dirty: usize, count: usize, sweep: &mut Sweep) -> Vec<CacheEntry> {
         let mut clock = self.lock();
         let mut offered = Vec::new();
-        clock.blocks.over(self.room(dirty), count, &mut offered);
-        clock.inodes.over(self.inodes_max, count, &mut offered);
+        clock.blocks.over(self.room(dirty), count, &mut sweep.blocks, &mut offered);
+        clock.inodes.over(self.inodes_max, count, &mut sweep.inodes, &mut offered);
         self.note(&clock);
         offered
     }
-    /// What became of the blocks and of the inodes that were offered.
-    pub fn tally(&self, blocks: Tally, inodes: Tally) {
+    /// Takes back what was offered and stays.
+    pub fn settle(&self, outcome: Outcome) {
         let mut clock = self.lock();
-        clock.blocks.tally(blocks);
-        clock.inodes.tally(inodes);
+        clock.blocks.settle(outcome.blocks);
+        clock.inodes.settle(outcome.inodes);
         self.note(&clock);
     }
     /// A consistency point was committed: what it wrote may go.
     pub fn committed(&self) {
         let mut clock = self.lock();
-        (clock.blocks.vain, clock.inodes.vain) = (0, 0);
+        clock.blocks.committed();
+        clock.inodes.committed();
         self.note(&clock);
     }
     /// In-core inodes that there are at the most, those beside that must stay.
@@ -171,9 +245,69 @@ impl Cache {
     }
     pub fn resident(&self) -> (usize, usize) {
         let clock = self.lock();
-        (clock.blocks.entries.len(), clock.inodes.entries.len())
+        (clock.blocks.len(), clock.inodes.len())
     }
     pub fn blocks_max(&self) -> usize {
         self.blocks_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(n: u64) -> CacheEntry {
+        CacheEntry::Block { fsid: Fsid::new(1), file: FileId::ActiveMap, key: Key::data(n) }
+    }
+
+    fn full(blocks: usize) -> Cache {
+        let cache = Cache::new(blocks);
+        cache.push_all((0..blocks as u64).map(block).collect());
+        assert!(!cache.is_over(0));
+        cache
+    }
+
+    #[test]
+    fn who_is_above_the_bound_makes_room_for_those_that_come_after() {
+        let cache = full(2048);
+        cache.push(block(5000));
+        let offered = cache.over(0, 64, &mut cache.sweep());
+        assert_eq!(offered, (0..64).map(block).collect::<Vec<_>>());
+        let mut outcome = Outcome::default();
+        offered.into_iter().for_each(|entry| outcome.add(entry, Evicted::Removed));
+        cache.settle(outcome);
+        cache.push_all((6000..6063).map(block).collect());
+        assert!(!cache.is_over(0), "63 loads that do not search");
+        cache.push(block(7000));
+        assert!(cache.is_over(0));
+    }
+
+    /// What one sweep is offered when nothing may go.
+    fn sweep(cache: &Cache) -> Vec<CacheEntry> {
+        let (mut sweep, mut offered) = (cache.sweep(), Vec::new());
+        loop {
+            let some = cache.over(0, 64, &mut sweep);
+            if some.is_empty() {
+                return offered;
+            }
+            let mut outcome = Outcome::default();
+            some.iter().for_each(|entry| outcome.add(*entry, Evicted::Used));
+            cache.settle(outcome);
+            offered.extend(some);
+        }
+    }
+
+    #[test]
+    fn what_must_stay_is_counted_and_offered_after_the_commit() {
+        let cache = full(256);
+        (0..10).for_each(|n| cache.park(block(9000 + n)));
+        assert_eq!(cache.resident().0, 266);
+        assert_eq!(
+            sweep(&cache),
+            (0..256).map(block).collect::<Vec<_>>(),
+            "once round, none twice"
+        );
+        cache.committed();
+        assert_eq!(sweep(&cache)[256..], (9000..9010).map(block).collect::<Vec<_>>());
     }
 }

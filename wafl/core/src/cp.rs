@@ -207,6 +207,9 @@ impl Inner {
             let pool = pools.entry(volume.fsid).or_default();
             run.clean_ahead(&mut engine.space, volume, pool).await?;
         }
+        // Who finds the point open finds its own change in it: the cut comes behind this.
+        self.close_cp();
+        let volumes = self.with_new_volumes(volumes);
         clock.end(CpPhase::CleanAhead);
         let halves = self.switch_log()?;
         let mut frozen = Vec::new();
@@ -247,6 +250,15 @@ impl Inner {
         }
         self.trim_cache();
         Ok(())
+    }
+
+    /// The same, and the volumes that came since: an operation on one of them may count on the
+    /// point under way as well.
+    fn with_new_volumes(&self, mut volumes: Vec<Arc<Volume>>) -> Vec<Arc<Volume>> {
+        let is_new = |v: &Arc<Volume>| volumes.iter().all(|known| !Arc::ptr_eq(known, v));
+        let new: Vec<Arc<Volume>> = self.volumes().into_iter().filter(is_new).collect();
+        volumes.extend(new);
+        volumes
     }
 
     /// Loads a block of one of the aggregate's own files.
@@ -337,10 +349,17 @@ impl Run<'_> {
         if dirty <= 2 * FREEZE_BLOCKS {
             return Ok(());
         }
-        // Twice the blocks there were: enough when clients keep writing, and an end.
-        let bites = 2 * dirty / BITE_BLOCKS as u64;
+        // As much as clients may have dirty, when they keep writing; somebody who waits gets the
+        // point when twice the blocks are placed that there were then.
+        let dirty_max = u64::try_from(self.inner.dirty_max()).unwrap_or(0);
+        let mut left = dirty_max.max(2 * dirty);
+        let mut awaited = false;
         let mut from = InodeNo::new(0);
-        for _ in 0..bites {
+        while left > 0 {
+            if !awaited && self.inner.is_awaited(self.cp) {
+                awaited = true;
+                left = left.min(2 * volume.lock().to_place());
+            }
             let ready = async {
                 self.vvbns_ready(volume, pool, BITE_BLOCKS as u64).await?;
                 self.space_ready(space, BITE_BLOCKS as u64).await
@@ -361,6 +380,7 @@ impl Run<'_> {
             if placed == 0 {
                 break;
             }
+            left = left.saturating_sub(placed as u64);
         }
         Ok(())
     }
@@ -428,7 +448,7 @@ impl Run<'_> {
         set_container(st, vvbn, pvbn);
         space.put(pvbn, block, crc, self.tag(st.fsid, vvbn));
         if tell {
-            self.inner.cache.push(CacheEntry::Block { fsid: st.fsid, file, key });
+            self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key });
         }
         if key.level == 0 { self.placed_data += 1 } else { self.placed_meta += 1 }
     }
@@ -540,6 +560,7 @@ impl Run<'_> {
         st.inodes_freed_in_cp = core::mem::take(&mut st.inodes_freed);
         self.placed(st, before);
         st.dirtied = Default::default();
+        st.streamed = 0;
         let record = VolumeRecord {
             fsid: st.fsid,
             deleting: false,
@@ -605,7 +626,7 @@ impl Run<'_> {
             let ptr = BlockPtr { vvbn: Vvbn::new(0), pvbn, crc };
             if st.container_map.place(key, ptr, self.cp) {
                 let file = FileId::ContainerMap;
-                self.inner.cache.push(CacheEntry::Block { fsid: volume.fsid, file, key });
+                self.inner.cache.park(CacheEntry::Block { fsid: volume.fsid, file, key });
             }
             drop(st);
             if !old.is_hole() {
@@ -717,7 +738,7 @@ impl Run<'_> {
             let crc = Crc::new(block.crc());
             if st.active_map.place(key, BlockPtr { crc, ..at }, self.cp) {
                 let file = FileId::ActiveMap;
-                self.inner.cache.push(CacheEntry::Block { fsid: st.fsid, file, key });
+                self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key });
             }
             space.put(at.pvbn, block, crc, self.tag(st.fsid, at.vvbn));
             self.placed_meta += 1;

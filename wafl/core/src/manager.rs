@@ -24,7 +24,7 @@ use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
-use crate::cache::{BLOCKS_WITH_INODE_MAX, Cache, CacheEntry, Tally};
+use crate::cache::{BLOCKS_WITH_INODE_MAX, Cache, CacheEntry, Outcome};
 use crate::check::live::Check;
 use crate::counters::Counters;
 use crate::cp::{CpError, Engine};
@@ -37,7 +37,9 @@ pub(crate) const CP_INTERVAL: Duration = Duration::from_secs(10);
 /// Entries offered for removal in one go.
 const EVICT_BATCH: usize = 64;
 /// Rounds of eviction for what one caller brought, so that nobody cleans up for all.
-const EVICT_ROUNDS: usize = 4;
+const EVICT_ROUNDS: usize = 8;
+/// See [`Inner::stream_max`]: 16 MiB, a few times what a point costs beside its data.
+const STREAM_BLOCKS: u64 = 4096;
 /// Steps of freeing removed files in one go.
 const REAP_STEPS: usize = 32;
 
@@ -146,6 +148,11 @@ pub(crate) struct Inner {
     /// Points asked for: the number of the first that starts after the request.
     pub cp_wanted: Notify,
     cp_started: AtomicU64,
+    /// The point under way while all that is dirty belongs to it; 0 from its cut on.
+    cp_open: AtomicU64,
+    /// The latest point that somebody waits for, and the latest that was hinted at.
+    cp_awaited: AtomicU64,
+    cp_hinted: AtomicU64,
     pub stopped: AtomicBool,
     stop_reason: Mutex<Option<String>>,
     loading: Mutex<Loading>,
@@ -198,6 +205,9 @@ impl Inner {
             committed_cp: watch::Sender::new(cp),
             cp_wanted: Notify::new(),
             cp_started: AtomicU64::new(cp),
+            cp_open: AtomicU64::new(0),
+            cp_awaited: AtomicU64::new(0),
+            cp_hinted: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             stop_reason: Mutex::new(Rank::StopReason, None),
             loading: Mutex::new(Rank::Loading, BTreeSet::new()),
@@ -220,6 +230,12 @@ impl Inner {
     /// Dirty blocks that clients may have before they must wait for a consistency point.
     pub fn dirty_max(&self) -> i64 {
         i64::try_from(self.cache.blocks_max() / 2).unwrap_or(i64::MAX).max(512)
+    }
+
+    /// Blocks of large unstable writes that are worth a consistency point before anybody asks for
+    /// one: they lie on the disks, or nearly, when the COMMIT comes.
+    pub fn stream_max(&self) -> u64 {
+        STREAM_BLOCKS.min(u64::try_from(self.dirty_max()).unwrap_or(0) / 4)
     }
 
     /// How much of what only a consistency point turns into memory that can be used again there
@@ -319,6 +335,7 @@ impl Inner {
         let mut failed = None;
         // Before they come in: nobody drives out what they themselves wait for.
         self.evict(0, guard.misses.len());
+        let mut entries = Vec::with_capacity(guard.misses.len());
         {
             let mut st = volume.lock();
             for (m, answer) in guard.misses.iter().zip(answers) {
@@ -327,7 +344,7 @@ impl Inner {
                         let Some(tree) = st.tree_mut(m.file) else { continue };
                         if tree.insert_loaded(m.key, m.ptr, block) {
                             let (fsid, file, key) = (volume.fsid, m.file, m.key);
-                            self.cache.push(CacheEntry::Block { fsid, file, key });
+                            entries.push(CacheEntry::Block { fsid, file, key });
                         }
                     }
                     // A block read ahead may have been freed and overwritten meanwhile.
@@ -340,6 +357,7 @@ impl Inner {
                 }
             }
         }
+        self.cache.push_all(entries);
         drop(guard);
         match failed {
             None => Ok(()),
@@ -379,9 +397,14 @@ impl Inner {
     /// Removes clean blocks while memory is short for those that were brought in, and for those that
     /// are arriving.
     fn evict(&self, brought: usize, arriving: usize) {
+        if !self.cache.is_over(self.dirty_now() + arriving) {
+            return;
+        }
+        let mut sweep = self.cache.sweep();
         // Those used lately are offered twice.
         for _ in 0..EVICT_ROUNDS + 2 * (brought + arriving) / EVICT_BATCH {
-            let entries = self.cache.over(self.dirty_now() + arriving, EVICT_BATCH);
+            let taken = self.dirty_now() + arriving;
+            let entries = self.cache.over(taken, EVICT_BATCH, &mut sweep);
             if entries.is_empty() {
                 return;
             }
@@ -392,15 +415,14 @@ impl Inner {
     /// Makes room for the blocks that an operation brought into memory, and its inodes: those of
     /// a reader come from blocks that are in memory as well.
     pub fn make_room(&self, blocks: usize) {
-        if self.cache.is_over(self.dirty_now()) {
-            self.evict(blocks, 0);
-        }
+        self.evict(blocks, 0);
     }
 
     pub fn trim_cache(&self) {
         // Each entry may get one more round before it goes.
         for _ in 0..2 * self.cache.blocks_max() / EVICT_BATCH + EVICT_ROUNDS {
-            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH);
+            let mut once = self.cache.sweep();
+            let entries = self.cache.over(self.dirty_now(), EVICT_BATCH, &mut once);
             if entries.is_empty() {
                 return;
             }
@@ -410,40 +432,40 @@ impl Inner {
 
     fn evict_batch(&self, entries: Vec<CacheEntry>) {
         let written = CpCount::new(*self.committed_cp.borrow());
-        let (mut blocks, mut inodes) = (Tally::default(), Tally::default());
+        let mut outcome = Outcome::default();
         for of_volume in entries.chunk_by(|a, b| a.fsid() == b.fsid()) {
             let volume = of_volume.first().and_then(|entry| self.volume(entry.fsid()));
             let mut st = volume.as_ref().map(|v| v.lock());
             for entry in of_volume {
-                let tally = match entry {
-                    CacheEntry::Block { .. } => &mut blocks,
-                    CacheEntry::Inode { .. } => &mut inodes,
-                };
                 let became = match &mut st {
                     Some(st) => evict_one(st, entry, written),
                     None => Evicted::Gone,
                 };
-                match became {
-                    Evicted::Busy => tally.pinned += 1,
-                    Evicted::Used | Evicted::Gone | Evicted::Removed => tally.moved += 1,
-                }
-                if matches!(became, Evicted::Busy | Evicted::Used) {
-                    self.cache.push(*entry);
-                } else {
-                    self.counters.cache_evictions.fetch_add(1, Ordering::Relaxed);
-                }
+                outcome.add(*entry, became);
             }
         }
-        self.cache.tally(blocks, inodes);
+        self.counters.cache_evictions.fetch_add(outcome.gone, Ordering::Relaxed);
+        self.cache.settle(outcome);
     }
 
     // ---- consistency points ----
 
     /// Asks for a consistency point unless one is under way.
     pub fn cp_hint(&self) {
-        if self.cp_started.load(Ordering::Acquire) == *self.committed_cp.borrow() {
+        let started = self.cp_started.load(Ordering::Acquire);
+        if started == *self.committed_cp.borrow()
+            && self.cp_hinted.fetch_max(started + 1, Ordering::AcqRel) <= started
+        {
             self.cp_wanted.notify_one();
         }
+    }
+
+    /// Whether the next point was asked for. A wake-up says so too, but may have been meant for the
+    /// one before.
+    fn is_cp_wanted(&self) -> bool {
+        let latest =
+            self.cp_awaited.load(Ordering::Acquire).max(self.cp_hinted.load(Ordering::Acquire));
+        latest > *self.committed_cp.borrow()
     }
 
     /// Waits until fewer blocks are dirty than a client may have.
@@ -465,9 +487,41 @@ impl Inner {
         self.cp_wait(CpCount::new(target)).await
     }
 
+    /// Asks for a consistency point and waits until one that takes in all that is dirty now is
+    /// committed: the one under way, unless it has made its cut.
+    pub async fn cp_with_dirty(&self) -> Result<(), LogError> {
+        let next = self.cp_started.load(Ordering::Acquire) + 1;
+        let target = match self.cp_open.load(Ordering::Acquire) {
+            0 => next,
+            open => open,
+        };
+        self.cp_wait(CpCount::new(target)).await
+    }
+
+    /// Somebody waits for what the end of the point under way brings, if there is one.
+    pub fn hurry_cp(&self) {
+        let started = self.cp_started.load(Ordering::Acquire);
+        self.cp_awaited.fetch_max(started, Ordering::AcqRel);
+    }
+
+    /// Whether somebody waits for the point under way.
+    pub fn is_awaited(&self, cp: CpCount) -> bool {
+        self.cp_awaited.load(Ordering::Acquire) >= cp.get()
+    }
+
+    /// What gets dirty from now on is not promised to the point under way any more.
+    pub fn close_cp(&self) {
+        if !mutant("point-open-behind-its-cut") {
+            self.cp_open.store(0, Ordering::Release);
+        }
+    }
+
     /// Waits until point `cp` is committed; asks for it if it has not started.
     pub async fn cp_wait(&self, cp: CpCount) -> Result<(), LogError> {
         let mut committed = self.committed_cp.subscribe();
+        if *committed.borrow() < cp.get() {
+            self.cp_awaited.fetch_max(cp.get(), Ordering::AcqRel);
+        }
         loop {
             if *committed.borrow_and_update() >= cp.get() {
                 return Ok(());
@@ -504,6 +558,7 @@ impl Inner {
     pub async fn run_cp(&self) -> Result<(), CpError> {
         let mut engine = self.engine.lock().await;
         self.cp_started.store(engine.cp.get() + 1, Ordering::Release);
+        self.cp_open.store(engine.cp.get() + 1, Ordering::Release);
         let start = self.world.clock.monotonic();
         let span = tracing::debug_span!("consistency_point", cp = engine.cp.get() + 1);
         let done = self.consistency_point(&mut engine).instrument(span).await;
@@ -631,6 +686,7 @@ pub(crate) async fn cp_task(inner: Arc<Inner>) {
     loop {
         let sleep = inner.world.clock.sleep(CP_INTERVAL);
         let timed_out = Arc::new(AtomicBool::new(false));
+        let log_is_full = AtomicBool::new(false);
         {
             let timed_out = timed_out.clone();
             let timer: BoxFuture<()> = Box::pin(async move {
@@ -641,6 +697,7 @@ pub(crate) async fn cp_task(inner: Arc<Inner>) {
                 let log = async {
                     // A failed log ends the wait too; the point then fails and stops the node.
                     drop(inner.log.wants_switch().await);
+                    log_is_full.store(true, Ordering::Release);
                 };
                 let asked = inner.cp_wanted.notified();
                 let (mut log, mut asked) = (Box::pin(log), Box::pin(asked));
@@ -658,7 +715,12 @@ pub(crate) async fn cp_task(inner: Arc<Inner>) {
         if inner.stopped.load(Ordering::Acquire) {
             return;
         }
-        if timed_out.load(Ordering::Acquire) && !inner.is_dirty() {
+        let due = if timed_out.load(Ordering::Acquire) {
+            inner.is_dirty()
+        } else {
+            log_is_full.load(Ordering::Acquire) || inner.is_cp_wanted()
+        };
+        if !due {
             continue;
         }
         if inner.run_cp().await.is_err() {

@@ -29,6 +29,9 @@ use crate::volume::{Stop, UNLOGGED_BLOCKS_MAX, VolState};
 const SPACE_TRIES_MAX: u32 = 4;
 /// Rounds of loading that an operation may take: its blocks may be driven out between them.
 const LOAD_ROUNDS_MAX: u32 = 10_000;
+/// Unstable writes of so many bytes count as parts of a stream ([`Inner::stream_max`]): what is
+/// written in such pieces is seldom overwritten at once.
+const STREAM_WRITE_BYTES: u64 = 64 << 10;
 /// Bytes that one punch may cover; longer ranges are done in parts.
 const PUNCH_BYTES_MAX: u64 = 64 << 20;
 
@@ -166,7 +169,7 @@ impl Inner {
                     return self.wait_stable(lsn, cp).await.map(|()| reply);
                 }
                 Attempt::WaitPoint(reply) => {
-                    let done = self.cp_now().await;
+                    let done = self.cp_with_dirty().await;
                     return done.map(|()| reply).map_err(|_| Status::ServerFault.into());
                 }
                 Attempt::Stop(stop) => {
@@ -180,6 +183,8 @@ impl Inner {
                 }
                 Attempt::LogRoom(blocks) => {
                     self.counters.log_waits.fetch_add(1, Ordering::Relaxed);
+                    // Room comes with the end of a point.
+                    self.hurry_cp();
                     // What was set aside may be too little: give it back before asking for more.
                     drop(reservation.take());
                     match self.log.reserve_or_wait(blocks).await {
@@ -288,8 +293,9 @@ impl Inner {
         };
         self.take_delta(&mut st);
         let zombies = st.has_zombies();
+        let streams = st.streamed > self.stream_max();
         drop(st);
-        if self.should_drain() {
+        if streams || self.should_drain() {
             self.cp_hint();
         }
         // Who must load first looks again at what is in memory now.
@@ -496,6 +502,9 @@ impl Inner {
 }
 
 fn note_unlogged(st: &mut VolState, ino: InodeNo, offset: u64, bytes: u64) {
+    if bytes >= STREAM_WRITE_BYTES {
+        st.streamed += bytes / BLOCK_BYTES_U64;
+    }
     let file = st.file_mut(ino);
     if file.unlogged_many {
         return;

@@ -614,7 +614,10 @@ impl Tree {
         let pinned = |key: Key| {
             self.bufs.is_dirty(key) || self.bufs.get(key).is_some_and(|b| b.pinned_cp > written)
         };
-        if self.bufs.len() > count || self.bufs.keys().any(pinned) {
+        if self.bufs.len() > count {
+            return Evicted::Full;
+        }
+        if self.bufs.keys().any(pinned) {
             return Evicted::Busy;
         }
         let hot = |key: Key| self.bufs.get(key).is_some_and(|b| b.hot.replace(false));
@@ -632,8 +635,10 @@ impl Tree {
 pub(crate) enum Evicted {
     /// It is not in memory any more.
     Gone,
-    /// It must stay.
+    /// It must stay until a consistency point is committed.
     Busy,
+    /// It must stay while so many blocks belong to it.
+    Full,
     /// It was used lately, and goes the next time unless it is used again.
     Used,
     /// It was removed now.

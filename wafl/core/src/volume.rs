@@ -230,6 +230,8 @@ pub(crate) struct VolState {
     pub inodes_freed_in_cp: BTreeSet<InodeNo>,
     /// Dirty since the last freeze.
     pub dirtied: Dirtied,
+    /// Blocks of large unstable writes since the last freeze.
+    pub streamed: u64,
     /// Change of the aggregate's dirty count that the manager has not taken yet.
     pub dirty_delta: i64,
     /// Where the search for a free inode number goes on.
@@ -273,6 +275,7 @@ impl VolState {
             inodes_freed: BTreeSet::new(),
             inodes_freed_in_cp: BTreeSet::new(),
             dirtied: Dirtied::default(),
+            streamed: 0,
             dirty_delta: 0,
             inode_hint: FIRST_INO,
             inode_wrap: true,

@@ -8,3 +8,4 @@ mod log_disks;
 mod manage;
 mod sequences;
 mod space;
+mod streams;

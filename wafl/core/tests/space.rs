@@ -33,21 +33,21 @@ fn ctx() -> OpCtx {
     }
 }
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(Bytes::copy_from_slice(text.as_bytes())).expect("a good name")
 }
 
-fn call(rig: &Rig, op: Op<ObjectRef>) -> OpResult<ObjectRef> {
+pub(crate) fn call(rig: &Rig, op: Op<ObjectRef>) -> OpResult<ObjectRef> {
     let node = rig.node();
     rig.sim.block_on(async { node.file(ctx(), op).wait().await })
 }
 
-fn manage(rig: &Rig, request: Manage) -> Managed {
+pub(crate) fn manage(rig: &Rig, request: Manage) -> Managed {
     let node = rig.node();
     rig.sim.block_on(node.manage(request)).expect("management works")
 }
 
-fn volume(rig: &Rig, fsid: u64, size_bytes: u64) -> ObjectRef {
+pub(crate) fn volume(rig: &Rig, fsid: u64, size_bytes: u64) -> ObjectRef {
     let fsid = Fsid::new(fsid);
     manage(rig, Manage::VolumeCreate { fsid, name: format!("v{fsid}"), size_bytes });
     match manage(rig, Manage::VolumeRoot { fsid }) {
@@ -56,7 +56,7 @@ fn volume(rig: &Rig, fsid: u64, size_bytes: u64) -> ObjectRef {
     }
 }
 
-fn create(rig: &Rig, dir: ObjectRef, text: &str) -> Result<ObjectRef, Status> {
+pub(crate) fn create(rig: &Rig, dir: ObjectRef, text: &str) -> Result<ObjectRef, Status> {
     let how = CreateHow::Guarded(SetAttrs { mode: Some(0o644), ..SetAttrs::default() });
     match call(rig, Op::Create { dir, name: name(text), how }) {
         Ok(Reply::Made { obj, .. }) => Ok(obj),
@@ -70,7 +70,13 @@ fn bytes_at(seed: u64, offset: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(byte).collect()
 }
 
-fn write(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) -> Result<(), Status> {
+pub(crate) fn write(
+    rig: &Rig,
+    obj: ObjectRef,
+    seed: u64,
+    offset: u64,
+    len: usize,
+) -> Result<(), Status> {
     let data = Payload::copy_from(offset, &bytes_at(seed, offset, len));
     match call(rig, Op::Write { obj, offset, data, stability: Stability::Unstable }) {
         Ok(_) => Ok(()),
@@ -78,7 +84,7 @@ fn write(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) -> Resul
     }
 }
 
-fn check_read(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) {
+pub(crate) fn check_read(rig: &Rig, obj: ObjectRef, seed: u64, offset: u64, len: usize) {
     let count = u32::try_from(len).expect("a short read");
     match call(rig, Op::Read { obj, offset, count }) {
         Ok(Reply::Read { data, .. }) => {
@@ -397,7 +403,7 @@ fn lookups_that_load_nothing_are_bounded_as_well() {
     assert!(loaded < 500, "{loaded} blocks loaded: the test looks at something else");
 }
 
-fn counter(rig: &Rig, name: &str) -> u64 {
+pub(crate) fn counter(rig: &Rig, name: &str) -> u64 {
     let Managed::Counters(all) = manage(rig, Manage::Counters) else { panic!("counters") };
     all.iter().find(|m| m.name == name).map_or_else(|| panic!("no {name}"), |m| m.value)
 }
