@@ -349,10 +349,11 @@ impl Run<'_> {
         if dirty <= 2 * FREEZE_BLOCKS {
             return Ok(());
         }
-        // As much as clients may have dirty, when they keep writing; somebody who waits gets the
+        // When clients keep writing, half of what they may have dirty: what is placed is held until
+        // the commit, and the other half is theirs while this point ends. Somebody who waits gets the
         // point when twice the blocks are placed that there were then.
         let dirty_max = u64::try_from(self.inner.dirty_max()).unwrap_or(0);
-        let mut left = dirty_max.max(2 * dirty);
+        let mut left = (dirty_max / 2).max(dirty);
         let mut awaited = false;
         let mut from = InodeNo::new(0);
         while left > 0 {
