@@ -700,9 +700,9 @@ impl Aggregate for Watched {
         let wrong = tetris.ahead.iter().find(|s| in_reach.contains(s));
         assert!(wrong.is_none(), "stripe {wrong:?} is called free, and the root reaches it");
         assert!(tetris.ahead.is_sorted() && tetris.ahead.len() <= AHEAD_STRIPES_MAX);
-        let region =
-            geometry.groups.iter().find(|g| g.group == tetris.group).unwrap().region_stripes;
-        let mut regions: Vec<u64> = tetris.stripes.iter().map(|s| s.stripe / region).collect();
+        let group = geometry.groups.iter().find(|g| g.group == tetris.group).expect("its group");
+        let region = |stripe: u64| stripe / group.region_stripes;
+        let mut regions: Vec<u64> = tetris.stripes.iter().map(|s| region(s.stripe)).collect();
         regions.dedup();
         assert!(regions.len() == 1, "one tetris in regions {regions:?}");
         for stripe in &tetris.stripes {

@@ -18,7 +18,7 @@ const STREAM_BLOCKS: u64 = 4096;
 fn rig(seed: u64) -> (Rig, ObjectRef) {
     let mut rig = Rig::new(seed, RaidKind::RaidDp, 6, 16_384);
     let root = volume(&rig, 1, 256 << 20);
-    let file = create(&rig, root, "before").unwrap();
+    let file = create(&rig, root, "before").expect("a file");
     stream(&rig, file, 9, BLOCKS_PER_PIECE, PIECE);
     rig.config.cache_blocks = 65_536;
     rig.clean_restart();
@@ -28,12 +28,12 @@ fn rig(seed: u64) -> (Rig, ObjectRef) {
 /// Writes `blocks` blocks in pieces of `len` bytes.
 fn stream(rig: &Rig, obj: ObjectRef, seed: u64, blocks: u64, len: usize) {
     for at in (0..blocks * 4096).step_by(len) {
-        write(rig, obj, seed, at, len).unwrap();
+        write(rig, obj, seed, at, len).expect("a write");
     }
 }
 
 fn commit(rig: &Rig, obj: ObjectRef) {
-    call(rig, Op::Commit { obj, offset: 0, count: 0 }).unwrap();
+    call(rig, Op::Commit { obj, offset: 0, count: 0 }).expect("a commit");
 }
 
 #[test]
