@@ -103,6 +103,10 @@ struct Run<'m> {
     writes: Writes,
     /// PVBNs that nothing names any more.
     freed: Vec<Pvbn>,
+    /// Blocks that may still be placed before the cut beside those that were dirty when their
+    /// volume's turn came. When clients keep writing, half of what they may have dirty: what is
+    /// placed is held until the commit, and the other half is theirs while this point ends.
+    ahead: u64,
     /// Blocks given places: data and indirect, metadata.
     placed_data: u64,
     placed_meta: u64,
@@ -198,6 +202,7 @@ impl Inner {
                 failed: Arc::new(Mutex::new(Rank::PointFailure, None)),
             },
             freed: Vec::new(),
+            ahead: u64::try_from(self.dirty_max()).unwrap_or(0) / 2,
             placed_data: 0,
             placed_meta: 0,
         };
@@ -349,11 +354,8 @@ impl Run<'_> {
         if dirty <= 2 * FREEZE_BLOCKS {
             return Ok(());
         }
-        // When clients keep writing, half of what they may have dirty: what is placed is held until
-        // the commit, and the other half is theirs while this point ends. Somebody who waits gets the
-        // point when twice the blocks are placed that there were then.
-        let dirty_max = u64::try_from(self.inner.dirty_max()).unwrap_or(0);
-        let mut left = (dirty_max / 2).max(dirty);
+        // Somebody who waits gets the point when twice the blocks are placed that there were then.
+        let mut left = self.ahead.max(dirty);
         let mut awaited = false;
         let mut from = InodeNo::new(0);
         while left > 0 {
@@ -382,6 +384,7 @@ impl Run<'_> {
                 break;
             }
             left = left.saturating_sub(placed as u64);
+            self.ahead = self.ahead.saturating_sub(placed as u64);
         }
         Ok(())
     }

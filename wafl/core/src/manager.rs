@@ -356,8 +356,9 @@ impl Inner {
                     }
                 }
             }
+            // Under the volume's lock: nobody drives out a block that has no entry yet.
+            self.cache.push_all(entries);
         }
-        self.cache.push_all(entries);
         drop(guard);
         match failed {
             None => Ok(()),
