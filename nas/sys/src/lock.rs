@@ -96,6 +96,8 @@ pub enum Rank {
     Loading,
     /// Storage manager: first failed write of a consistency point.
     PointFailure,
+    /// Storage manager: tetrises that are on the disks before earlier ones.
+    TetrisesWritten,
     /// Storage manager: why it stopped.
     StopReason,
     /// Storage manager: faults for the administrator.

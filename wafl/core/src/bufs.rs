@@ -12,10 +12,9 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use cairn_sys::Block;
-use cairn_units::CpCount;
-
+use crate::cp::TetrisNo;
 use crate::tree::{HEIGHT_MAX, Key};
+use cairn_sys::Block;
 
 const CHUNK_SHIFT: u32 = 4;
 const CHUNK: usize = 1 << CHUNK_SHIFT;
@@ -26,7 +25,8 @@ const LEVEL_SHIFT: u32 = 56;
 pub(crate) struct Buf {
     pub block: Block,
     pub hot: Cell<bool>,
-    pub pinned_cp: CpCount,
+    /// It lies on the disks when this one does.
+    pub tetris: TetrisNo,
     /// The cache's clock knows of it.
     pub queued: bool,
 }
@@ -262,8 +262,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn buf() -> Buf {
-        let (hot, pinned_cp) = (Cell::new(false), CpCount::new(0));
-        Buf { block: Block::zero(), hot, pinned_cp, queued: false }
+        let hot = Cell::new(false);
+        Buf { block: Block::zero(), hot, tetris: TetrisNo::NONE, queued: false }
     }
 
     proptest! {

@@ -20,6 +20,7 @@ use cairn_sys::lock::atomic::{AtomicUsize, Ordering};
 use cairn_sys::lock::{Guard, Mutex, Rank};
 use cairn_units::{BLOCK_BYTES_U64, Fsid, InodeNo};
 
+use crate::cp::TetrisNo;
 use crate::tree::{Evicted, Key};
 use crate::volume::FileId;
 
@@ -60,6 +61,8 @@ struct Ring {
     entries: VecDeque<CacheEntry>,
     /// Those that must stay until a consistency point is committed; they are not offered.
     parked: Vec<CacheEntry>,
+    /// Those that must stay until their tetris is on the disks; they are not offered either.
+    placed: VecDeque<(TetrisNo, CacheEntry)>,
     /// Offered one after the other in vain, since the last consistency point or since one could go.
     vain: usize,
 }
@@ -120,7 +123,7 @@ impl Outcome {
 
 impl Ring {
     fn len(&self) -> usize {
-        self.entries.len() + self.parked.len()
+        self.entries.len() + self.parked.len() + self.placed.len()
     }
     /// While there are more entries than `room`, up to `count` of them and as many as `left` allows:
     /// more than are above it, so that not every load searches.
@@ -141,8 +144,15 @@ impl Ring {
         self.entries.extend(tally.back);
         self.parked.extend(tally.parked);
     }
+    /// All tetrises before this one are on the disks.
+    fn written(&mut self, end: TetrisNo) {
+        while let Some((_, entry)) = self.placed.pop_front_if(|(tetris, _)| *tetris < end) {
+            self.entries.push_back(entry);
+        }
+    }
     fn committed(&mut self) {
         self.entries.extend(self.parked.drain(..));
+        self.entries.extend(self.placed.drain(..).map(|(_, entry)| entry));
         self.vain = 0;
     }
 }
@@ -191,13 +201,16 @@ impl Cache {
         clock.blocks.entries.extend(blocks);
         self.note(&clock);
     }
-    /// Adds an entry that must stay until a consistency point is committed.
-    pub fn park(&self, entry: CacheEntry) {
+    /// Adds a block that must stay until a tetris is on the disks.
+    pub fn park(&self, block: CacheEntry, tetris: TetrisNo) {
         let mut clock = self.lock();
-        match entry {
-            CacheEntry::Block { .. } => clock.blocks.parked.push(entry),
-            CacheEntry::Inode { .. } => clock.inodes.parked.push(entry),
-        }
+        clock.blocks.placed.push_back((tetris, block));
+        self.note(&clock);
+    }
+    /// All tetrises before this one are on the disks: their blocks may go.
+    pub fn written(&self, end: TetrisNo) {
+        let mut clock = self.lock();
+        clock.blocks.written(end);
         self.note(&clock);
     }
     /// Clean blocks that there is room for beside so many dirty ones: half of the cache at least.
@@ -300,14 +313,17 @@ mod tests {
     #[test]
     fn what_must_stay_is_counted_and_offered_after_the_commit() {
         let cache = full(256);
-        (0..10).for_each(|n| cache.park(block(9000 + n)));
+        (0..10).for_each(|n| cache.park(block(9000 + n), TetrisNo(n / 5 + 1)));
         assert_eq!(cache.resident().0, 266);
         assert_eq!(
             sweep(&cache),
             (0..256).map(block).collect::<Vec<_>>(),
             "once round, none twice"
         );
+        cache.written(TetrisNo(2));
+        let first: Vec<_> = (9000..9005).map(block).collect();
+        assert_eq!(sweep(&cache)[256..], first, "the tetris of these is on the disks");
         cache.committed();
-        assert_eq!(sweep(&cache)[256..], (9000..9010).map(block).collect::<Vec<_>>());
+        assert_eq!(sweep(&cache)[261..], (9005..9010).map(block).collect::<Vec<_>>());
     }
 }

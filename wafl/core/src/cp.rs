@@ -21,9 +21,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, Tetris, WriteError};
-use cairn_sys::lock::atomic::Ordering;
-use cairn_sys::lock::{Mutex, Rank};
+use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, WriteError};
 use cairn_sys::{Block, mutant};
 use cairn_units::{CpCount, Crc, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
 use cairn_wafl_format::{
@@ -31,7 +29,6 @@ use cairn_wafl_format::{
     INODES_PER_BLOCK, Inode, InodeKind, InodeShare, LOG_POSITION_BYTES, VolumeRecord,
 };
 use cairn_wafl_nvlog::HalfToken;
-use tokio::sync::Semaphore;
 
 use crate::cache::CacheEntry;
 use crate::counters::CpPhase;
@@ -42,17 +39,17 @@ use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::{FileId, Miss, VolState, bit_place, inode_offset};
 
 mod vvbns;
+mod writes;
 
 use vvbns::Vvbns;
 pub(crate) use vvbns::{container_entry, flip, set_container};
+use writes::Writes;
+pub(crate) use writes::{Placed, TetrisNo};
 
-/// Blocks on their way to RAID at once: 24 MiB. More is faster for who writes, and keeps readers and the
-/// log waiting behind a longer queue.
-const BLOCKS_IN_FLIGHT: u32 = 6144;
-/// What a small tetris counts as: its requests and its task cost as much.
-const TETRIS_BLOCKS_MIN: u32 = 256;
 /// Data blocks placed in one lock hold before the freeze.
 const BITE_BLOCKS: usize = 256;
+/// How often clients may dirty all that they may before a point that they keep going ends.
+const AHEAD_PARTS: u64 = 2;
 /// Dirty data blocks of a volume that the freeze may be left with.
 const FREEZE_BLOCKS: u64 = 1024;
 /// Spare VVBNs and PVBNs that a freeze has at hand beyond what it counted.
@@ -101,11 +98,12 @@ struct Run<'m> {
     inner: &'m Inner,
     cp: CpCount,
     writes: Writes,
+    /// The cache knows that all tetrises before this one are on the disks.
+    written: TetrisNo,
     /// PVBNs that nothing names any more.
     freed: Vec<Pvbn>,
     /// Blocks that may still be placed before the cut beside those that were dirty when their
-    /// volume's turn came. When clients keep writing, half of what they may have dirty: what is
-    /// placed is held until the commit, and the other half is theirs while this point ends.
+    /// volume's turn came: a point ends though clients keep writing.
     ahead: u64,
     /// Blocks given places: data and indirect, metadata.
     placed_data: u64,
@@ -126,11 +124,8 @@ impl PhaseClock<'_> {
     }
 }
 
-/// Tetrises on their way.
-struct Writes {
-    room: Arc<Semaphore>,
-    failed: Arc<Mutex<Option<WriteError>>>,
-}
+/// Blocks that have places and no content yet.
+type Located = BTreeMap<Key, (BlockPtr, TetrisNo)>;
 
 /// A volume between its freeze and the root.
 struct Frozen {
@@ -149,39 +144,6 @@ fn tree_inode(tree: &Tree) -> Inode {
     inode
 }
 
-impl Writes {
-    async fn send(&self, inner: &Inner, tetrises: Vec<Tetris>) -> Result<(), CpError> {
-        for tetris in tetrises {
-            let blocks: usize = tetris.stripes.iter().map(|s| s.blocks.len()).sum();
-            let weight = u32::try_from(blocks).unwrap_or(u32::MAX);
-            let weight = weight.clamp(TETRIS_BLOCKS_MIN, BLOCKS_IN_FLIGHT);
-            let permit = self.room.clone().acquire_many_owned(weight).await;
-            self.check()?;
-            let (write, failed) = (inner.aggr.write(tetris), self.failed.clone());
-            inner.world.spawn.spawn(
-                "tetris",
-                Box::pin(async move {
-                    if let Err(error) = write.await {
-                        let mut first = failed.lock();
-                        first.get_or_insert(error);
-                    }
-                    drop(permit);
-                }),
-            );
-        }
-        Ok(())
-    }
-    fn check(&self) -> Result<(), CpError> {
-        let failed = self.failed.lock().clone();
-        failed.map_or(Ok(()), |e| Err(e.into()))
-    }
-    async fn drain(&self) -> Result<(), CpError> {
-        let permits = self.room.acquire_many(BLOCKS_IN_FLIGHT).await;
-        drop(permits);
-        self.check()
-    }
-}
-
 impl Inner {
     /// Runs one consistency point.
     pub(crate) async fn consistency_point(&self, engine: &mut Engine) -> Result<(), CpError> {
@@ -197,12 +159,10 @@ impl Inner {
         let mut run = Run {
             inner: self,
             cp: engine.cp.plus(1),
-            writes: Writes {
-                room: Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT as usize)),
-                failed: Arc::new(Mutex::new(Rank::PointFailure, None)),
-            },
+            writes: Writes::new(),
+            written: TetrisNo::NONE,
             freed: Vec::new(),
-            ahead: u64::try_from(self.dirty_max()).unwrap_or(0) / 2,
+            ahead: AHEAD_PARTS * u64::try_from(self.dirty_max()).unwrap_or(0),
             placed_data: 0,
             placed_meta: 0,
         };
@@ -240,7 +200,8 @@ impl Inner {
         }
         clock.end(CpPhase::VolumeMaps);
         let root = run.aggregate(engine, position).await?;
-        run.writes.send(self, engine.space.close()).await?;
+        engine.space.close();
+        run.flow(&mut engine.space).await?;
         clock.end(CpPhase::AggregateMaps);
         run.writes.drain().await?;
         clock.end(CpPhase::WriteOut);
@@ -248,7 +209,7 @@ impl Inner {
         clock.end(CpPhase::CommitRoot);
         engine.cp = run.cp;
         engine.log_position = position;
-        engine.space.committed(run.cp);
+        engine.space.committed();
         self.committed(engine, &volumes, run.placed_data, run.placed_meta);
         if let Some((old, _)) = halves {
             self.log_release(old);
@@ -303,7 +264,7 @@ impl Run<'_> {
         }
     }
 
-    async fn take(&self, space: &mut Space) -> Result<Pvbn, CpError> {
+    async fn take(&self, space: &mut Space) -> Result<(Pvbn, TetrisNo), CpError> {
         loop {
             match space.take() {
                 Ok(at) => return Ok(at),
@@ -313,8 +274,14 @@ impl Run<'_> {
         }
     }
 
-    async fn flow(&self, space: &mut Space) -> Result<(), CpError> {
-        self.writes.send(self.inner, space.take_done()).await
+    async fn flow(&mut self, space: &mut Space) -> Result<(), CpError> {
+        self.inner.placed.add(space.take_filled());
+        self.writes.send(self.inner, space.take_done()).await?;
+        let end = self.inner.placed.end();
+        if core::mem::replace(&mut self.written, end) != end {
+            self.inner.cache.written(end);
+        }
+        Ok(())
     }
 
     // ---- VVBNs ----
@@ -378,7 +345,7 @@ impl Run<'_> {
                 space.expected = st.dirtied.blocks;
                 self.bite(&mut st, space, pool, &mut from)
             };
-            self.inner.drained.notify_waiters();
+            self.inner.placed.drained.notify_waiters();
             self.flow(space).await?;
             if placed == 0 {
                 break;
@@ -421,11 +388,9 @@ impl Run<'_> {
         placed
     }
 
-    /// Takes blocks that have their places over from what is dirty to what waits for the commit.
+    /// Takes blocks that have their places off what is dirty.
     fn placed(&self, st: &mut VolState, blocks: u64) {
-        let blocks = i64::try_from(blocks).unwrap_or(i64::MAX);
-        self.inner.pinned.fetch_add(blocks, Ordering::AcqRel);
-        st.dirty_delta -= blocks;
+        st.dirty_delta -= i64::try_from(blocks).unwrap_or(i64::MAX);
         self.inner.take_delta(st);
     }
 
@@ -441,18 +406,18 @@ impl Run<'_> {
         let Some(vvbn) = pool.ready.pop_front() else {
             panic!("VVBNs are prepared before placing")
         };
-        let Ok(pvbn) = space.take() else { panic!("space is prepared before placing") };
+        let Ok((pvbn, tetris)) = space.take() else { panic!("space is prepared before placing") };
         let Some(tree) = st.tree_mut(file) else { panic!("{file:?} is dirty, so in core") };
         let (block, old) = tree.dirty_block(key);
         let crc = Crc::new(block.crc());
-        let tell = tree.place(key, BlockPtr { vvbn, pvbn, crc }, self.cp);
+        let tell = tree.place(key, BlockPtr { vvbn, pvbn, crc }, tetris);
         if !old.is_hole() {
             st.freed.push(old);
         }
         set_container(st, vvbn, pvbn);
         space.put(pvbn, block, crc, self.tag(st.fsid, vvbn));
         if tell {
-            self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key });
+            self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key }, tetris);
         }
         if key.level == 0 { self.placed_data += 1 } else { self.placed_meta += 1 }
     }
@@ -516,7 +481,7 @@ impl Run<'_> {
                     if mutant("links-not-checked") { Ok(()) } else { st.balance.check_links(&now) }
                 };
                 same.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
-                self.inner.drained.notify_waiters();
+                self.inner.placed.drained.notify_waiters();
                 self.flow(space).await?;
                 return Ok(Some(Frozen { volume: volume.clone(), vvbns: pool, freed, record }));
             }
@@ -623,14 +588,14 @@ impl Run<'_> {
         self.flow(&mut engine.space).await?;
         loop {
             let Some(key) = volume.lock().container_map.first_dirty() else { break };
-            let pvbn = self.take(&mut engine.space).await?;
+            let (pvbn, tetris) = self.take(&mut engine.space).await?;
             let mut st = volume.lock();
             let (block, old) = st.container_map.dirty_block(key);
             let crc = Crc::new(block.crc());
             let ptr = BlockPtr { vvbn: Vvbn::new(0), pvbn, crc };
-            if st.container_map.place(key, ptr, self.cp) {
+            if st.container_map.place(key, ptr, tetris) {
                 let file = FileId::ContainerMap;
-                self.inner.cache.park(CacheEntry::Block { fsid: volume.fsid, file, key });
+                self.inner.cache.park(CacheEntry::Block { fsid: volume.fsid, file, key }, tetris);
             }
             drop(st);
             if !old.is_hole() {
@@ -701,8 +666,8 @@ impl Run<'_> {
         space: &mut Space,
         volume: &Arc<Volume>,
         vvbns: &mut Vvbns,
-    ) -> Result<BTreeMap<Key, BlockPtr>, CpError> {
-        let mut located: BTreeMap<Key, BlockPtr> = BTreeMap::new();
+    ) -> Result<Located, CpError> {
+        let mut located = Located::new();
         loop {
             let todo: Vec<(Key, BlockPtr)> = {
                 let st = volume.lock();
@@ -720,10 +685,10 @@ impl Run<'_> {
                 let Some(vvbn) = vvbns.ready.pop_front() else {
                     return Err(CpError::VolumeFull(volume.fsid));
                 };
-                let pvbn = self.take(space).await?;
+                let (pvbn, tetris) = self.take(space).await?;
                 set_container(&mut volume.lock(), vvbn, pvbn);
                 let crc = Crc::new(0);
-                located.insert(key, BlockPtr { vvbn, pvbn, crc });
+                located.insert(key, (BlockPtr { vvbn, pvbn, crc }, tetris));
                 if !old.is_hole() {
                     self.free_vvbn(volume, vvbns, old).await?;
                 }
@@ -731,18 +696,13 @@ impl Run<'_> {
         }
     }
 
-    fn place_active_map(
-        &mut self,
-        st: &mut VolState,
-        space: &mut Space,
-        located: BTreeMap<Key, BlockPtr>,
-    ) {
-        for (key, at) in located {
+    fn place_active_map(&mut self, st: &mut VolState, space: &mut Space, located: Located) {
+        for (key, (at, tetris)) in located {
             let (block, _) = st.active_map.dirty_block(key);
             let crc = Crc::new(block.crc());
-            if st.active_map.place(key, BlockPtr { crc, ..at }, self.cp) {
+            if st.active_map.place(key, BlockPtr { crc, ..at }, tetris) {
                 let file = FileId::ActiveMap;
-                self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key });
+                self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key }, tetris);
             }
             space.put(at.pvbn, block, crc, self.tag(st.fsid, at.vvbn));
             self.placed_meta += 1;
@@ -839,17 +799,17 @@ impl Run<'_> {
     ) -> Result<AggregateRoot, CpError> {
         let space = &mut engine.space;
         while let Some(key) = space.volumes.first_dirty() {
-            let pvbn = self.take(space).await?;
+            let (pvbn, tetris) = self.take(space).await?;
             let (block, old) = space.volumes.dirty_block(key);
             let crc = Crc::new(block.crc());
-            space.volumes.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, self.cp);
+            space.volumes.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, tetris);
             if !old.is_hole() {
                 self.freed.push(old.pvbn);
             }
             space.put(pvbn, block, crc, self.tag(Fsid::new(0), Vvbn::new(0)));
             self.placed_meta += 1;
         }
-        let mut located: BTreeMap<(SpaceFile, Key), Pvbn> = BTreeMap::new();
+        let mut located: BTreeMap<(SpaceFile, Key), (Pvbn, TetrisNo)> = BTreeMap::new();
         loop {
             for at in core::mem::take(&mut self.freed) {
                 self.free_pvbn(space, at).await?;
@@ -864,8 +824,8 @@ impl Run<'_> {
                 break;
             }
             for (file, key, old) in todo {
-                let pvbn = self.take(space).await?;
-                located.insert((file, key), pvbn);
+                let at = self.take(space).await?;
+                located.insert((file, key), at);
                 if !old.is_hole() {
                     self.freed.push(old.pvbn);
                 }
@@ -875,7 +835,7 @@ impl Run<'_> {
             let what = "active map of the aggregate".to_owned();
             return Err(CpError::Digest { what, before, now });
         }
-        for ((file, key), pvbn) in located {
+        for ((file, key), (pvbn, tetris)) in located {
             if file == SpaceFile::Counts && key.level == 0 {
                 let content = space.counts_block(key.index);
                 space.counts_file.put(key.index, content);
@@ -883,7 +843,7 @@ impl Run<'_> {
             let tree = space.file(file);
             let (block, _) = tree.dirty_block(key);
             let crc = Crc::new(block.crc());
-            tree.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, self.cp);
+            tree.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, tetris);
             space.put(pvbn, block, crc, self.tag(Fsid::new(0), Vvbn::new(0)));
             self.placed_meta += 1;
         }

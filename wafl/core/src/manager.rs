@@ -27,7 +27,7 @@ use tracing::Instrument;
 use crate::cache::{BLOCKS_WITH_INODE_MAX, Cache, CacheEntry, Outcome};
 use crate::check::live::Check;
 use crate::counters::Counters;
-use crate::cp::{CpError, Engine};
+use crate::cp::{CpError, Engine, Placed, TetrisNo};
 use crate::space::TETRIS_STRIPES_MAX;
 use crate::tree::Evicted;
 use crate::volume::{FileId, Miss, Stop, VolState};
@@ -136,8 +136,8 @@ pub(crate) struct Inner {
     pub dirty: AtomicI64,
     /// Blocks placed by the point under way, not yet taken off `free`.
     pub placing: AtomicI64,
-    /// Blocks of volumes placed by the point under way: they stay in memory until it is committed.
-    pub pinned: AtomicI64,
+    /// Which of the blocks placed by the point under way must stay in memory.
+    pub placed: Arc<Placed>,
     /// In-core inodes that are dirty or have dirty blocks, of all volumes.
     dirty_inodes: AtomicI64,
     /// Free blocks of the aggregate after the last point.
@@ -158,8 +158,6 @@ pub(crate) struct Inner {
     loading: Mutex<Loading>,
     loaded: Notify,
     pub reap: Notify,
-    /// Dirty blocks were placed: who waits because too many were dirty may look again.
-    pub drained: Notify,
     pub faults: Mutex<Vec<String>>,
     pub check: Check,
 }
@@ -198,7 +196,7 @@ impl Inner {
             verifier,
             dirty: AtomicI64::new(0),
             placing: AtomicI64::new(0),
-            pinned: AtomicI64::new(0),
+            placed: Arc::new(Placed::new()),
             dirty_inodes: AtomicI64::new(0),
             free: AtomicU64::new(free),
             total: AtomicU64::new(total),
@@ -213,7 +211,6 @@ impl Inner {
             loading: Mutex::new(Rank::Loading, BTreeSet::new()),
             loaded: Notify::new(),
             reap: Notify::new(),
-            drained: Notify::new(),
             faults: Mutex::new(Rank::Faults, Vec::new()),
             check: Check::default(),
         }
@@ -240,10 +237,10 @@ impl Inner {
 
     /// How much of what only a consistency point turns into memory that can be used again there
     /// is, in parts of what there may be, one hundred at the most: dirty blocks; those together with
-    /// the ones that a point under way has placed; dirty in-core inodes.
+    /// the ones that are on their way to the disks; dirty in-core inodes.
     fn strain(&self) -> i64 {
         let dirty = self.dirty.load(Ordering::Acquire);
-        let pinned = self.pinned.load(Ordering::Acquire);
+        let pinned = self.placed.pinned();
         let inodes = self.dirty_inodes.load(Ordering::Acquire);
         let inodes_max = i64::try_from(2 * self.cache.inodes_max()).unwrap_or(i64::MAX);
         let parts = |value: i64, max: i64| value.saturating_mul(100) / max;
@@ -432,14 +429,15 @@ impl Inner {
     }
 
     fn evict_batch(&self, entries: Vec<CacheEntry>) {
-        let written = CpCount::new(*self.committed_cp.borrow());
+        let committed = CpCount::new(*self.committed_cp.borrow());
+        let written = self.placed.end();
         let mut outcome = Outcome::default();
         for of_volume in entries.chunk_by(|a, b| a.fsid() == b.fsid()) {
             let volume = of_volume.first().and_then(|entry| self.volume(entry.fsid()));
             let mut st = volume.as_ref().map(|v| v.lock());
             for entry in of_volume {
                 let became = match &mut st {
-                    Some(st) => evict_one(st, entry, written),
+                    Some(st) => evict_one(st, entry, committed, written),
                     None => Evicted::Gone,
                 };
                 outcome.add(*entry, became);
@@ -472,7 +470,7 @@ impl Inner {
     /// Waits until fewer blocks are dirty than a client may have.
     pub async fn wait_drained(&self) {
         loop {
-            let mut drained = std::pin::pin!(self.drained.notified());
+            let mut drained = std::pin::pin!(self.placed.drained.notified());
             drained.as_mut().enable();
             if !self.must_drain() || self.stopped.load(Ordering::Acquire) {
                 return;
@@ -547,13 +545,12 @@ impl Inner {
         self.free.store(engine.space.free_blocks(), Ordering::Release);
         self.total.store(self.aggr.geometry().data_blocks().get(), Ordering::Release);
         self.placing.store(0, Ordering::Release);
-        self.pinned.store(0, Ordering::Release);
         self.counters.cps.fetch_add(1, Ordering::Relaxed);
         self.counters.cp_data_blocks.fetch_add(data, Ordering::Relaxed);
         self.counters.cp_meta_blocks.fetch_add(meta, Ordering::Relaxed);
         self.committed_cp.send_replace(engine.cp.get());
         self.cache.committed();
-        self.drained.notify_waiters();
+        self.placed.drained.notify_waiters();
     }
 
     pub async fn run_cp(&self) -> Result<(), CpError> {
@@ -592,7 +589,7 @@ impl Inner {
         self.cp_wanted.notify_one();
         self.reap.notify_one();
         self.loaded.notify_waiters();
-        self.drained.notify_waiters();
+        self.placed.drained.notify_waiters();
     }
 
     pub fn stop_reason(&self) -> String {
@@ -623,7 +620,13 @@ impl Inner {
 /// Faults kept for the administrator.
 const FAULTS_MAX: usize = 100;
 
-fn evict_one(st: &mut VolState, entry: &CacheEntry, written: CpCount) -> Evicted {
+/// All points up to `committed` are, all tetrises before `written` are on the disks.
+fn evict_one(
+    st: &mut VolState,
+    entry: &CacheEntry,
+    committed: CpCount,
+    written: TetrisNo,
+) -> Evicted {
     match entry {
         CacheEntry::Block { file, key, .. } => match st.tree_mut(*file) {
             Some(tree) => tree.evict(*key, written),
@@ -632,7 +635,7 @@ fn evict_one(st: &mut VolState, entry: &CacheEntry, written: CpCount) -> Evicted
         CacheEntry::Inode { ino, .. } => {
             let listed = st.dirty_files.contains(ino);
             let Some(file) = st.in_core.get_mut(ino) else { return Evicted::Gone };
-            let pinned = file.dirty || listed || file.frozen_cp > written || file.has_unlogged();
+            let pinned = file.dirty || listed || file.frozen_cp > committed || file.has_unlogged();
             if pinned {
                 return Evicted::Busy;
             }

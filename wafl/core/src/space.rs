@@ -25,10 +25,11 @@ use cairn_raid_api::{
     Tetris, WriteBlock,
 };
 use cairn_sys::{Block, mutant};
-use cairn_units::{CpCount, Crc, Pvbn};
+use cairn_units::{Crc, Pvbn};
 use cairn_wafl_format::{AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, Inode};
 
 use crate::check::Progress;
+use crate::cp::TetrisNo;
 use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::bit_place;
 
@@ -90,7 +91,7 @@ struct OpenTetris {
 }
 
 /// A block that was given out: its tetris and stripe.
-type Given = (Pvbn, (u64, u64));
+type Given = (Pvbn, (TetrisNo, u64));
 
 /// Blocks held back at the most (they take memory): 32 GiB of data.
 #[cfg(not(test))]
@@ -128,18 +129,21 @@ pub(crate) struct Space {
     /// The area that the last consistency point left unfinished.
     resume: Option<Area>,
     window: VecDeque<(Pvbn, u64)>,
-    next_tetris: u64,
-    tetrises: BTreeMap<u64, OpenTetris>,
+    /// The one that blocks are given out from.
+    last_tetris: TetrisNo,
+    tetrises: BTreeMap<TetrisNo, OpenTetris>,
     /// Where a given block belongs: the one given last, which is mostly filled next, and others.
     given_last: Option<Given>,
-    given: BTreeMap<Pvbn, (u64, u64)>,
+    given: BTreeMap<Pvbn, (TetrisNo, u64)>,
     /// Freed in this consistency point.
     freed: BTreeSet<Pvbn>,
     /// Freed by earlier points and held back for a check, which is told when that ends.
     held: Option<Held>,
     /// Blocks still to be placed, for the depth of the next tetris.
     pub expected: u64,
-    done: Vec<Tetris>,
+    done: Vec<(TetrisNo, Tetris)>,
+    /// Blocks filled since somebody asked.
+    filled: i64,
     /// Bits set in each touched map block before the first change, and the change so far.
     touched: BTreeMap<u64, u64>,
     taken: u64,
@@ -185,7 +189,7 @@ impl Space {
             areas: VecDeque::new(),
             resume: None,
             window: VecDeque::new(),
-            next_tetris: 0,
+            last_tetris: TetrisNo::NONE,
             tetrises: BTreeMap::new(),
             given_last: None,
             given: BTreeMap::new(),
@@ -193,6 +197,7 @@ impl Space {
             held: None,
             expected: 0,
             done: Vec::new(),
+            filled: 0,
             touched: BTreeMap::new(),
             taken: 0,
             released: 0,
@@ -410,11 +415,9 @@ impl Space {
 
     /// Opens the next tetris of the area in use.
     fn open_tetris(&mut self) -> Result<(), NoBlock> {
-        if let Some(last) = self.next_tetris.checked_sub(1)
-            && let Some(open) = self.tetrises.get_mut(&last)
-        {
+        if let Some(open) = self.tetrises.get_mut(&self.last_tetris) {
             open.closed = true;
-            self.finish(last);
+            self.finish(self.last_tetris);
         }
         loop {
             let Some(area) = self.areas.front() else { return Err(NoBlock::Full) };
@@ -445,11 +448,13 @@ impl Space {
             if window.is_empty() {
                 continue;
             }
-            let id = self.next_tetris;
-            self.next_tetris += 1;
+            self.last_tetris = self.last_tetris.next();
             self.window = window;
             let (given, filled, closed) = (0, 0, false);
-            self.tetrises.insert(id, OpenTetris { group, given, filled, closed, stripes, ahead });
+            self.tetrises.insert(
+                self.last_tetris,
+                OpenTetris { group, given, filled, closed, stripes, ahead },
+            );
             return Ok(());
         }
     }
@@ -494,14 +499,14 @@ impl Space {
         Ok((window, stripes))
     }
 
-    /// Gives out a block.
-    pub fn take(&mut self) -> Result<Pvbn, NoBlock> {
+    /// Gives out a block, and says which tetris it goes with.
+    pub fn take(&mut self) -> Result<(Pvbn, TetrisNo), NoBlock> {
         while self.window.is_empty() {
             self.prepare(1)?;
             self.open_tetris()?;
         }
         let Some((at, stripe)) = self.window.pop_front() else { unreachable!("just filled") };
-        let id = self.next_tetris - 1;
+        let id = self.last_tetris;
         let Some(open) = self.tetrises.get_mut(&id) else { panic!("the window has a tetris") };
         open.given += 1;
         let group = open.group;
@@ -510,7 +515,7 @@ impl Space {
         self.used += 1;
         self.taken += 1;
         self.expected = self.expected.saturating_sub(1);
-        Ok(at)
+        Ok((at, id))
     }
 
     fn set_bit(&mut self, at: Pvbn, used: bool) {
@@ -622,39 +627,46 @@ impl Space {
         };
         row.blocks.push(WriteBlock { at, data, crc, tag });
         open.filled += 1;
+        self.filled += 1;
         self.finish(id);
     }
 
-    fn finish(&mut self, id: u64) {
+    fn finish(&mut self, id: TetrisNo) {
         let ready = self.tetrises.get(&id).is_some_and(|o| o.closed && o.filled == o.given);
         if ready && let Some(open) = self.tetrises.remove(&id) {
             let stripes: Vec<StripeWrite> =
                 open.stripes.into_iter().filter(|s| !s.blocks.is_empty()).collect();
-            if !stripes.is_empty() {
-                let (group, ahead) = (self.geometry.groups[open.group].group, open.ahead);
-                self.done.push(Tetris { group, stripes, ahead });
-            }
+            assert!(
+                !stripes.is_empty(),
+                "a tetris is opened for a block that is given out at once"
+            );
+            let (group, ahead) = (self.geometry.groups[open.group].group, open.ahead);
+            self.done.push((id, Tetris { group, stripes, ahead }));
         }
     }
 
     /// Tetrises that are complete.
-    pub fn take_done(&mut self) -> Vec<Tetris> {
+    pub fn take_done(&mut self) -> Vec<(TetrisNo, Tetris)> {
         core::mem::take(&mut self.done)
     }
 
+    /// Blocks filled since this was asked last.
+    pub fn take_filled(&mut self) -> i64 {
+        core::mem::take(&mut self.filled)
+    }
+
     /// Ends the consistency point's allocation: everything given out must have been filled.
-    pub fn close(&mut self) -> Vec<Tetris> {
+    pub fn close(&mut self) {
         self.given.extend(self.given_last.take());
         assert!(self.given.is_empty(), "{} blocks were given out and not filled", self.given.len());
         self.window.clear();
-        let ids: Vec<u64> = self.tetrises.keys().copied().collect();
+        let ids: Vec<TetrisNo> = self.tetrises.keys().copied().collect();
         for id in ids {
             if let Some(open) = self.tetrises.get_mut(&id) {
                 open.closed = true;
             }
             self.finish(id);
         }
-        self.take_done()
     }
 
     /// Recounts the map blocks that this consistency point touched: whether they changed by what
@@ -693,7 +705,7 @@ impl Space {
     }
 
     /// The point is committed: what it freed may be given out.
-    pub fn committed(&mut self, cp: CpCount) {
+    pub fn committed(&mut self) {
         match &mut self.held {
             Some(held) if !mutant("held-blocks-given-out") => held.blocks.append(&mut self.freed),
             _ => self.freed.clear(),
@@ -707,8 +719,9 @@ impl Space {
         // Areas were chosen by their counts then; choose afresh, the one in use excepted.
         self.resume = self.areas.pop_front().filter(|a| a.next_stripe < a.end_stripe);
         self.areas.clear();
-        self.map.trim(MAP_BLOCKS_KEPT, cp);
-        self.volumes.trim(0, cp);
+        let written = self.last_tetris.next();
+        self.map.trim(MAP_BLOCKS_KEPT, written);
+        self.volumes.trim(0, written);
     }
 }
 

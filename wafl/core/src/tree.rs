@@ -10,20 +10,20 @@
 //! # Invariants
 //! - Every ancestor of a dirty block is in memory and dirty: a consistency point places blocks
 //!   bottom up and never has to read to do it.
-//! - A block that was placed by a consistency point stays in memory until that point has written
-//!   it (`pinned_cp`): it cannot be read back before.
+//! - A block that was placed by a consistency point stays in memory until the tetris that it went
+//!   with is on the disks: it cannot be read back before.
 //! - A pointer is changed only by [`Tree::place`] (consistency point), by cutting and by punching;
 //!   a block that a pointer no longer names is handed to the caller to be freed, exactly once.
 
 use std::cell::Cell;
 
 use cairn_sys::{Block, BlockMut, mutant};
-use cairn_units::CpCount;
 use cairn_wafl_format::{
     BlockPtr, DIRECT_POINTERS, POINTERS_PER_BLOCK, POINTERS_SHIFT, pointer_at, set_pointer_at,
 };
 
 use crate::bufs::{Buf, Bufs};
+use crate::cp::TetrisNo;
 
 /// Levels of indirect blocks at the most: 16 * 256^6 blocks are 2^64 bytes and more.
 pub(crate) const HEIGHT_MAX: u8 = 6;
@@ -212,8 +212,8 @@ impl Tree {
             return false;
         }
         self.bufs.remove(key);
-        let pinned_cp = CpCount::new(0);
-        self.bufs.insert(key, Buf { block, hot: Cell::new(true), pinned_cp, queued: true });
+        let tetris = TetrisNo::NONE;
+        self.bufs.insert(key, Buf { block, hot: Cell::new(true), tetris, queued: true });
         true
     }
 
@@ -234,8 +234,8 @@ impl Tree {
     }
 
     fn add_dirty(&mut self, key: Key, block: Block, dirtied: &mut Dirtied) {
-        let pinned_cp = CpCount::new(0);
-        self.bufs.insert(key, Buf { block, hot: Cell::new(true), pinned_cp, queued: false });
+        let tetris = TetrisNo::NONE;
+        self.bufs.insert(key, Buf { block, hot: Cell::new(true), tetris, queued: false });
         self.bufs.set_dirty(key, true);
         self.blocks += 1;
         dirtied.blocks += 1;
@@ -335,22 +335,23 @@ impl Tree {
         (buf.block.clone(), old)
     }
 
-    /// Gives a dirty block its new place; it is clean from now on, and pinned until `cp` has
-    /// written it. Answers whether the cache's clock must be told of it.
-    pub fn place(&mut self, key: Key, new: BlockPtr, cp: CpCount) -> bool {
+    /// Gives a dirty block its new place; it is clean from now on, and pinned until `tetris` is on
+    /// the disks. Answers whether the cache's clock must be told of it.
+    pub fn place(&mut self, key: Key, new: BlockPtr, tetris: TetrisNo) -> bool {
         assert!(self.bufs.set_dirty(key, false), "{key:?} must be dirty to be placed");
         let Some(buf) = self.bufs.get_mut(key) else { panic!("{key:?} is dirty, so in memory") };
-        buf.pinned_cp = cp;
+        buf.tetris = tetris;
         let tell = !core::mem::replace(&mut buf.queued, true);
         self.set_ptr(key, new);
         tell
     }
 
-    /// Drops clean blocks that are written, for trees that no clock watches.
-    pub fn trim(&mut self, keep: usize, written: CpCount) {
+    /// Drops clean blocks that are on the disks (all before `written` are), for trees that no clock
+    /// watches.
+    pub fn trim(&mut self, keep: usize, written: TetrisNo) {
         if self.bufs.len() > keep {
             let clean = |k: &Key| {
-                let written = self.bufs.get(*k).is_some_and(|b| b.pinned_cp <= written);
+                let written = self.bufs.get(*k).is_some_and(|b| b.tetris < written);
                 written && !self.bufs.is_dirty(*k)
             };
             let clean: Vec<Key> = self.bufs.keys().filter(clean).collect();
@@ -588,12 +589,13 @@ impl Tree {
         (dirtied, dropped)
     }
 
-    /// Offers a block to the cache's clock: whether it was removed from memory.
-    pub fn evict(&mut self, key: Key, written: CpCount) -> Evicted {
+    /// Offers a block to the cache's clock: whether it was removed from memory. All tetrises before
+    /// `written` are on the disks.
+    pub fn evict(&mut self, key: Key, written: TetrisNo) -> Evicted {
         let dirty = self.bufs.is_dirty(key);
         match self.bufs.get_mut(key) {
             None => Evicted::Gone,
-            Some(buf) if dirty || buf.pinned_cp > written => Evicted::Busy,
+            Some(buf) if dirty || buf.tetris >= written => Evicted::Busy,
             Some(buf) if buf.hot.get() => {
                 buf.hot.set(false);
                 Evicted::Used
@@ -607,12 +609,12 @@ impl Tree {
 
     /// Drops all blocks, if there are at most `count` and every one can go; `Removed` when none is
     /// left.
-    pub fn evict_all(&mut self, count: usize, written: CpCount) -> Evicted {
+    pub fn evict_all(&mut self, count: usize, written: TetrisNo) -> Evicted {
         if self.bufs.is_empty() {
             return Evicted::Removed;
         }
         let pinned = |key: Key| {
-            self.bufs.is_dirty(key) || self.bufs.get(key).is_some_and(|b| b.pinned_cp > written)
+            self.bufs.is_dirty(key) || self.bufs.get(key).is_some_and(|b| b.tetris >= written)
         };
         if self.bufs.len() > count {
             return Evicted::Full;
@@ -657,12 +659,12 @@ mod tests {
         while let Some(key) = tree.first_dirty() {
             *next += 1;
             let ptr = BlockPtr { vvbn: Vvbn::new(*next), pvbn: Pvbn::new(*next), crc: Crc::new(1) };
-            tree.place(key, ptr, CpCount::new(1));
+            tree.place(key, ptr, TetrisNo::FIRST);
         }
     }
 
     fn evict(tree: &mut Tree, key: Key) {
-        while tree.evict(key, CpCount::new(1)) == Evicted::Used {}
+        while tree.evict(key, TetrisNo::FIRST.next()) == Evicted::Used {}
     }
 
     #[test]
@@ -695,8 +697,8 @@ mod tests {
             let mut left = Tree::new(tree.height(), tree.roots(), tree.blocks());
             for key in tree.bufs.keys().filter(|k| k.level > 0) {
                 let Some(buf) = tree.bufs.get(key) else { panic!("{key:?} is there") };
-                let (block, pinned_cp) = (buf.block.clone(), CpCount::new(0));
-                let buf = Buf { block, hot: Cell::new(false), pinned_cp, queued: true };
+                let (block, tetris) = (buf.block.clone(), TetrisNo::NONE);
+                let buf = Buf { block, hot: Cell::new(false), tetris, queued: true };
                 left.bufs.insert(key, buf);
             }
             let (mut right, _, _) = left.cut(first);

@@ -4,6 +4,7 @@
 mod common;
 mod conform;
 mod explain;
+mod gated;
 mod log_disks;
 mod manage;
 mod sequences;

@@ -386,7 +386,7 @@ fn what_two_files_name_is_reported_and_left_alone() {
         let crc = cairn_wafl_format::block_crc(&Block::zero());
         let twin = cairn_wafl_format::BlockPtr { crc, ..ptr };
         // Placed as a consistency point would, at a place that is taken.
-        st.file_mut(ino).tree.place(Key::data(4), twin, cairn_units::CpCount::new(0));
+        st.file_mut(ino).tree.place(Key::data(4), twin, crate::cp::TetrisNo::NONE);
     });
     let found = rig.audit();
     assert!(found.iter().any(|f| matches!(f, Finding::NamedTwice { .. })), "{found:#?}");
@@ -407,7 +407,7 @@ fn data_that_is_not_what_was_written_is_found_when_it_is_read() {
         // What lies there is another block than the one that the file names.
         let crc = cairn_wafl_format::block_crc(&Block::zero());
         let other = cairn_wafl_format::BlockPtr { crc, ..ptr };
-        st.file_mut(ino).tree.place(Key::data(3), other, cairn_units::CpCount::new(0));
+        st.file_mut(ino).tree.place(Key::data(3), other, crate::cp::TetrisNo::NONE);
     });
     let fits = |f: &Finding| {
         matches!(f, Finding::Data { fsid: FSID, ino: found, fbn, .. }
