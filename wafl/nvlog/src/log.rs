@@ -283,9 +283,7 @@ impl Nvlog {
     /// invariants of the caller.
     pub fn append(&self, half: HalfToken, reservation: &mut Reservation, record: Record) -> Lsn {
         assert!(Arc::ptr_eq(&self.shared, &reservation.shared), "a reservation in this log");
-        let lsn = self.shared.lock().append(half, &mut reservation.blocks, record);
-        self.shared.work.notify_one();
-        lsn
+        self.shared.lock().append(half, &mut reservation.blocks, record)
     }
 
     /// Completes when all records up to `lsn` are stable on all live copies.
@@ -294,7 +292,13 @@ impl Nvlog {
     /// The log failed: this and everything not yet acknowledged never will be.
     pub fn durable(&self, lsn: Lsn) -> impl Future<Output = Result<(), LogError>> + Send + 'static {
         let mut progress = self.shared.progress.subscribe();
+        let shared = Arc::downgrade(&self.shared);
         async move {
+            if progress.borrow().durable < lsn
+                && let Some(shared) = shared.upgrade()
+            {
+                shared.work.notify_one();
+            }
             let reached = progress.wait_for(|p| p.durable >= lsn || p.failed.is_some()).await;
             match reached {
                 Ok(p) if p.durable >= lsn => Ok(()),
@@ -319,6 +323,7 @@ impl Nvlog {
     /// When `old` is the newest half or not in use.
     pub fn close_half(&self, old: HalfToken) {
         self.shared.lock().close_half(old);
+        self.shared.work.notify_one();
         self.shared.changed.notify_waiters();
     }
 
