@@ -108,6 +108,8 @@ pub enum Rank {
     CacheClock,
     /// NV log: its state.
     Nvlog,
+    /// NV log: a round for the writer to see through.
+    NvlogHanded,
     /// RAID: columns modified in the flush interval.
     StripeMasks,
     /// RAID: the root as it stands.

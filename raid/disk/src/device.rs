@@ -29,6 +29,8 @@ pub(crate) struct Device {
     pub(crate) file: File,
     pub(crate) kind: DeviceKind,
     pub(crate) info: DiskInfo,
+    /// What is written is copied to its place by the processor.
+    pub(crate) is_memory: bool,
     pub(crate) permits: Arc<Semaphore>,
     /// Requests that timed out and never came back.
     stuck: AtomicU64,
@@ -45,11 +47,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(file: File, kind: DeviceKind, info: DiskInfo) -> Self {
+    pub(crate) fn new(file: File, kind: DeviceKind, info: DiskInfo, is_memory: bool) -> Self {
         Self {
             file,
             kind,
             info,
+            is_memory,
             permits: Arc::new(Semaphore::new(DISK_REQUESTS_MAX)),
             stuck: AtomicU64::new(0),
             flush_failed: AtomicBool::new(false),
@@ -77,14 +80,26 @@ impl Device {
 
     /// Refuses addresses outside the disk.
     pub(crate) fn check(&self, at: Dbn, op: &Op) -> Result<(), DiskError> {
-        let count = op.blocks();
-        let end = at.checked_add(count);
-        let inside = end.is_some_and(|end| end.get() <= self.info.blocks.get());
-        let short = matches!(op, Op::Discard(_)) || count <= REQUEST_BLOCKS_MAX as u64;
-        if inside && short {
-            return Ok(());
+        match op {
+            Op::Discard(count) => self.check_inside(at, *count),
+            _ => self.check_extent(at, op.blocks()),
         }
-        Err(DiskError::OutOfRange { at, count: Blocks::new(count) })
+    }
+
+    /// Refuses what is outside the disk, or more than one request carries.
+    pub(crate) fn check_extent(&self, at: Dbn, count: u64) -> Result<(), DiskError> {
+        if count > REQUEST_BLOCKS_MAX as u64 {
+            return Err(DiskError::OutOfRange { at, count: Blocks::new(count) });
+        }
+        self.check_inside(at, Blocks::new(count))
+    }
+
+    fn check_inside(&self, at: Dbn, count: Blocks) -> Result<(), DiskError> {
+        let end = at.checked_add(count.get());
+        match end.is_some_and(|end| end.get() <= self.info.blocks.get()) {
+            true => Ok(()),
+            false => Err(DiskError::OutOfRange { at, count }),
+        }
     }
 
     /// Counts an answer.

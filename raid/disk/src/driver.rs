@@ -9,8 +9,8 @@ use cairn_units::{Blocks, Dbn};
 use tokio::sync::oneshot;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 
-use crate::device::{Answer, Device, Op, Request};
-use crate::{Disk, DiskCounters, DiskError, DiskInfo};
+use crate::device::{Answer, Device, Op, Request, Work};
+use crate::{Disk, DiskCounters, DiskError, DiskInfo, threads};
 
 /// Where requests go. Never blocks; bounded by the permits that requests hold.
 pub(crate) trait Queue: Send + Sync + 'static {
@@ -102,6 +102,17 @@ impl Disk for DriverDisk {
     ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
         let answer = self.start(at, Op::WriteStable(blocks));
         Ok(Box::pin(async move { answer.await.map(drop) }))
+    }
+    fn write_now(&self, at: Dbn, blocks: &[Block]) -> Option<Result<(), DiskError>> {
+        let device = &self.device;
+        device.is_memory.then(|| {
+            let done = match device.check_extent(at, blocks.len() as u64) {
+                Ok(()) => threads::write_now(device, at, blocks),
+                Err(error) => Err(error),
+            };
+            device.count(Work::Write(blocks.len() as u64), done.is_err());
+            done
+        })
     }
     fn flush(&self) -> BoxFuture<Result<(), DiskError>> {
         let answer = self.start(Dbn::new(0), Op::Flush);

@@ -154,6 +154,15 @@ pub trait Disk: Send + Sync + 'static {
         Err(blocks)
     }
 
+    /// Writes `blocks` from `at` on before it returns, where the device is memory and nobody need
+    /// wait for it; `None` where it is not.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    fn write_now(&self, _at: Dbn, _blocks: &[Block]) -> Option<Result<(), DiskError>> {
+        None
+    }
+
     /// Tells the device that `count` blocks from `at` on hold nothing; they read as anything.
     ///
     /// # Errors

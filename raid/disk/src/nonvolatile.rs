@@ -39,7 +39,13 @@ impl Disk for NonVolatile {
         at: Dbn,
         blocks: Vec<Block>,
     ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
-        Ok(self.0.write(at, blocks))
+        Ok(match self.0.write_now(at, &blocks) {
+            Some(done) => Box::pin(core::future::ready(done)),
+            None => self.0.write(at, blocks),
+        })
+    }
+    fn write_now(&self, at: Dbn, blocks: &[Block]) -> Option<Result<(), DiskError>> {
+        self.0.write_now(at, blocks)
     }
     fn discard(&self, at: Dbn, count: Blocks) -> BoxFuture<Result<(), DiskError>> {
         self.0.discard(at, count)

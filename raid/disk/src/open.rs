@@ -23,6 +23,9 @@ pub const DISK_BLOCKS_MIN: Blocks = Blocks::new(1024);
 /// How long a request may take unless told otherwise: longer than a disk's own retries.
 const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
+/// File systems whose files are memory, by the number that the kernel has for them: tmpfs, ramfs.
+const FS_IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+
 /// Which driver carries the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Driver {
@@ -225,7 +228,8 @@ fn open_device(path: &Path) -> Result<Device, OpenDiskError> {
         DeviceKind::Block => class_of(file.metadata().map_err(io)?.rdev()),
     };
     let info = DiskInfo { location: path.display().to_string(), class, blocks };
-    Ok(Device::new(file, kind, info))
+    let is_memory = is_memory(&file, kind);
+    Ok(Device::new(file, kind, info, is_memory))
 }
 
 fn open_direct(path: &Path, kind: DeviceKind) -> io::Result<File> {
@@ -242,13 +246,26 @@ fn open_direct(path: &Path, kind: DeviceKind) -> io::Result<File> {
     }
 }
 
-/// Rotating or not, as the kernel says; flash when it does not.
-fn class_of(device: u64) -> DiskClass {
+/// Whether what is written is copied to its place by the processor: a file in memory, or a device
+/// that the kernel says can be mapped.
+fn is_memory(file: &File, kind: DeviceKind) -> bool {
+    match kind {
+        DeviceKind::File => rustix::fs::fstatfs(file)
+            .is_ok_and(|fs| u32::try_from(fs.f_type).is_ok_and(|t| FS_IN_MEMORY.contains(&t))),
+        DeviceKind::Block => file.metadata().is_ok_and(|meta| queue_says(meta.rdev(), "dax")),
+    }
+}
+
+/// Whether the kernel says so of a device's queue; that of a partition is the disk's.
+fn queue_says(device: u64, what: &str) -> bool {
     let (major, minor) = (libc::major(device), libc::minor(device));
-    // A partition's queue is that of the disk above it.
-    let rotates = ["queue/rotational", "../queue/rotational"].iter().any(|name| {
+    [format!("queue/{what}"), format!("../queue/{what}")].iter().any(|name| {
         let path = format!("/sys/dev/block/{major}:{minor}/{name}");
         std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
-    });
-    if rotates { DiskClass::Hdd } else { DiskClass::Ssd }
+    })
+}
+
+/// Rotating or not, as the kernel says; flash when it does not.
+fn class_of(device: u64) -> DiskClass {
+    if queue_says(device, "rotational") { DiskClass::Hdd } else { DiskClass::Ssd }
 }

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use cairn_sys::Block;
 use cairn_sys::lock::{Condvar, Guard, Mutex, Rank};
-use cairn_units::{BLOCK_BYTES, Blocks};
+use cairn_units::{BLOCK_BYTES, BLOCK_BYTES_U64, Blocks, Dbn};
 
 use crate::device::{Device, DeviceKind, Head, Op, Request};
 use crate::driver::Queue;
@@ -185,6 +186,13 @@ fn perform(job: &mut Job) -> Result<(), DiskError> {
         }
         Op::Discard(count) => discard(device, job.offset, *count).map_err(failed),
     }
+}
+
+/// Writes on the thread of the caller; for devices that are memory.
+pub(crate) fn write_now(device: &Device, at: Dbn, blocks: &[Block]) -> Result<(), DiskError> {
+    let extent = Extent { at, count: Blocks::new(blocks.len() as u64) };
+    let offset = at.get().saturating_mul(BLOCK_BYTES_U64);
+    transfer(Way::Write, device, offset, extent, Vector::of_blocks(blocks))
 }
 
 #[derive(Clone, Copy)]

@@ -58,10 +58,12 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Self {
+        Self::within(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+    fn within(directory: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("disks-{}-{n}", std::process::id());
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let path = directory.join(format!("disks-{}-{n}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -393,4 +395,31 @@ fn nonvolatile_device_conforms_and_is_not_flushed() {
     assert!(*found[0] == *pattern(3) && *found[1] == *pattern(4));
     let counters = disk.counters();
     assert_eq!((counters.writes, counters.blocks_written, counters.flushes), (1, 2, 0));
+}
+
+/// What is memory is written before the call returns; a file on a disk is not.
+#[test]
+fn memory_is_written_at_once_and_nothing_else_is() {
+    let file = Scratch::new();
+    let on_disk = open_one(&file.disk("d"), Driver::Auto).unwrap();
+    let kind = Command::new("stat").args(["-f", "-c", "%T"]).arg(&file.0).output().unwrap();
+    if kind.stdout != b"tmpfs\n" {
+        assert_eq!(on_disk.write_now(Dbn::new(3), &[pattern(3)]), None);
+    }
+    let memory = Scratch::within(Path::new("/dev/shm"));
+    let disk = open_one(&memory.disk("d"), Driver::Auto).unwrap();
+    let blocks = [pattern(5), pattern(6), pattern(7)];
+    assert_eq!(disk.write_now(Dbn::new(9), &blocks), Some(Ok(())));
+    let found = block_on(read_blocks(&*disk, 9, 3));
+    assert!((0..3).all(|n| *found[n] == *blocks[n]));
+    let last = disk.info().blocks.get() - 1;
+    let outside = disk.write_now(Dbn::new(last), &blocks);
+    assert!(matches!(outside, Some(Err(DiskError::OutOfRange { .. }))), "{outside:?}");
+    let counters = disk.counters();
+    assert_eq!((counters.writes, counters.blocks_written, counters.errors), (1, 3, 1));
+    // As a log has it: the answer is there when it is asked for.
+    let log = NonVolatile::new(disk);
+    let write = log.write_stable(Dbn::new(1), vec![pattern(1)]).expect("it has one");
+    let answer = pin!(write).poll(&mut Context::from_waker(Waker::noop()));
+    assert_eq!(answer, Poll::Ready(Ok(())));
 }

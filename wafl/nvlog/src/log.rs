@@ -3,6 +3,13 @@
 //! Layer: inside `cairn-wafl-nvlog`, on top of the state machine. One lock guards the state; it
 //! is never held while anything waits.
 //!
+//! # Who writes
+//! Whoever waits for a record starts the next round itself, unless one is under way: all that was
+//! appended before it goes along, and where the areas are memory the round is over at once, without
+//! another thread. A round that is not is handed to the writer task, which sees it through though
+//! its starter goes away, and goes on with what was appended meanwhile. One round at a time:
+//! [`State::next_round`] gives none while another is not completed.
+//!
 //! # Start
 //! ```text
 //! recover ──► replay ──► Nvlog::open ──► commit a root with position() ──► begin().await
@@ -12,8 +19,8 @@
 //! `begin` (or the first ordinary one) makes the loss of all copies detectable.
 
 use core::future::{Future, poll_fn};
-use core::pin::pin;
-use core::task::Poll;
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, Waker};
 use std::sync::Arc;
 
 use cairn_raid_api::{LogAreaError, LogStore};
@@ -55,11 +62,35 @@ struct Shared {
     /// Copies of the halves that are opened from now on.
     copies: AtomicUsize,
     state: Mutex<State>,
+    /// A round that somebody started, for the writer to see through.
+    handed: Mutex<Option<Started>>,
     /// There may be something to write.
     work: Notify,
     /// Room, phase or need may have changed.
     changed: Notify,
     progress: watch::Sender<Progress>,
+}
+
+/// Rounds that one who waits runs in one go, where they are over at once.
+const ROUNDS_AT_ONCE_MAX: usize = 4;
+
+/// A round whose writes are on their way.
+struct Started {
+    round: Round,
+    writes: JoinAll<Result<(), LogAreaError>>,
+}
+
+/// Fails the log when a round does not come to its end: nobody else would end it.
+struct Unfinished<'s>(Option<&'s Shared>);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0 {
+            shared.lock().fail(LogError::Stopped);
+            shared.publish();
+            shared.work.notify_one();
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +141,58 @@ impl Shared {
         };
         self.progress.send_replace(Progress { durable, failed });
         self.changed.notify_waiters();
+    }
+
+    /// Starts the next round, unless there is nothing to write or one is under way.
+    fn start(&self) -> Option<Started> {
+        let round = self.lock().next_round()?;
+        if mutant("log-acknowledged-before-stable") {
+            self.progress.send_replace(Progress { durable: round.last(), failed: None });
+        }
+        let writes = self.writes_of(&round);
+        Some(Started { round, writes })
+    }
+
+    /// Writes of all batches of a round to all their copies.
+    fn writes_of(&self, round: &Round) -> JoinAll<Result<(), LogAreaError>> {
+        let mut writes: Vec<BoxFuture<Result<(), LogAreaError>>> = Vec::new();
+        for batch in &round.batches {
+            let blocks = encode(self.log, &batch.head, &batch.records);
+            for area in &batch.areas {
+                writes.push(self.store.write_stable(*area, batch.area_block, blocks.clone()));
+            }
+        }
+        JoinAll::new(writes)
+    }
+
+    /// Takes the results of a round's writes.
+    fn end(&self, round: &Round, results: Vec<Result<(), LogAreaError>>) {
+        let mut results = results.into_iter();
+        let of_batch = |areas: usize| results.by_ref().take(areas).collect();
+        let results: Vec<CopyResults> =
+            round.batches.iter().map(|batch| batch.areas.len()).map(of_batch).collect();
+        self.lock().complete(round, &results);
+        self.publish();
+    }
+
+    /// Somebody waits: starts what there is to write, unless whoever is at it goes on with it.
+    fn hurry(&self) {
+        for _ in 0..ROUNDS_AT_ONCE_MAX {
+            let mut unfinished = Unfinished(Some(self));
+            let Some(mut started) = self.start() else {
+                unfinished.0 = None;
+                return;
+            };
+            let mut nobody = Context::from_waker(Waker::noop());
+            let Poll::Ready(results) = Pin::new(&mut started.writes).poll(&mut nobody) else {
+                *self.handed.lock() = Some(started);
+                unfinished.0 = None;
+                break;
+            };
+            self.end(&started.round, results);
+            unfinished.0 = None;
+        }
+        self.work.notify_one();
     }
 
     /// Tells who waits for [`Nvlog::wants_switch`] that this refusal made one due.
@@ -166,6 +249,7 @@ impl Nvlog {
             log: LogId { aggregate: options.aggregate, epoch },
             copies: AtomicUsize::new(options.copies),
             state: Mutex::new(Rank::Nvlog, state),
+            handed: Mutex::new(Rank::NvlogHanded, None),
             work: Notify::new(),
             changed: Notify::new(),
             progress: watch::Sender::new(progress),
@@ -297,7 +381,7 @@ impl Nvlog {
             if progress.borrow().durable < lsn
                 && let Some(shared) = shared.upgrade()
             {
-                shared.work.notify_one();
+                shared.hurry();
             }
             let reached = progress.wait_for(|p| p.durable >= lsn || p.failed.is_some()).await;
             match reached {
@@ -398,15 +482,13 @@ async fn write_rounds(shared: Arc<Shared>) {
     let _end = WriterEnd(shared.clone());
     let mut losses = 0;
     loop {
-        let (round, failed) = {
-            let mut state = shared.lock();
-            (state.next_round(), state.failed().cloned())
-        };
-        if let Some(failed) = failed {
-            tracing::info!(%failed, "the log's writer ends");
-            return;
-        }
-        let Some(round) = round else {
+        let handed = shared.handed.lock().take();
+        let Some(Started { round, writes }) = handed.or_else(|| shared.start()) else {
+            let failed = shared.lock().failed().cloned();
+            if let Some(failed) = failed {
+                tracing::info!(%failed, "the log's writer ends");
+                return;
+            }
             if let Some(seen) = work_or_loss(&shared, losses).await {
                 losses = seen;
                 let areas = shared.store.areas();
@@ -415,17 +497,13 @@ async fn write_rounds(shared: Arc<Shared>) {
             }
             continue;
         };
-        if mutant("log-acknowledged-before-stable") {
-            shared.progress.send_replace(Progress { durable: round.last(), failed: None });
-        }
         let span = tracing::debug_span!(
             "log_round",
             last_lsn = round.last().get(),
             records = round.records()
         );
-        let results = write_round(&shared, &round).instrument(span).await;
-        shared.lock().complete(&round, &results);
-        shared.publish();
+        let results = writes.instrument(span).await;
+        shared.end(&round, results);
     }
 }
 
@@ -441,18 +519,4 @@ async fn work_or_loss(shared: &Shared, seen: u64) -> Option<u64> {
         loss.as_mut().poll(cx).map(Some)
     })
     .await
-}
-
-/// Writes all batches of a round to all their copies at once.
-async fn write_round(shared: &Shared, round: &Round) -> Vec<CopyResults> {
-    let mut writes: Vec<BoxFuture<Result<(), LogAreaError>>> = Vec::new();
-    for batch in &round.batches {
-        let blocks = encode(shared.log, &batch.head, &batch.records);
-        for area in &batch.areas {
-            writes.push(shared.store.write_stable(*area, batch.area_block, blocks.clone()));
-        }
-    }
-    let mut results = JoinAll::new(writes).await.into_iter();
-    let of_batch = |areas: usize| results.by_ref().take(areas).collect();
-    round.batches.iter().map(|batch| batch.areas.len()).map(of_batch).collect()
 }

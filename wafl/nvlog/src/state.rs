@@ -149,6 +149,8 @@ pub(crate) struct State {
     refused: bool,
     refusal_told: bool,
     round: u64,
+    /// A round was given out and is not completed.
+    under_way: bool,
     failed: Option<LogError>,
     counters: LogCounters,
 }
@@ -172,6 +174,7 @@ impl State {
             refusal_told: false,
             round: 0,
             failed: None,
+            under_way: false,
             counters: LogCounters::default(),
         }
     }
@@ -368,9 +371,10 @@ impl State {
         self.halves.remove(&half.0);
     }
 
-    /// The next round, or `None` when there is nothing to write.
+    /// The next round, or `None` when there is nothing to write, or the last one is not completed:
+    /// whoever completes it asks again.
     pub(crate) fn next_round(&mut self) -> Option<Round> {
-        if self.failed.is_some() {
+        if self.failed.is_some() || (self.under_way && !mutant("log-rounds-side-by-side")) {
             return None;
         }
         let mut last = self.durable;
@@ -397,6 +401,7 @@ impl State {
             return None;
         }
         self.round += 1;
+        self.under_way = true;
         let before: BTreeMap<u64, u32> =
             self.halves.iter().map(|(number, half)| (*number, half.next_batch)).collect();
         // An opening batch is on its own: a peer of it would need it to be found.
@@ -450,6 +455,7 @@ impl State {
 
     /// Takes the results of a round's writes; `records` of each batch are given back as counts.
     pub(crate) fn complete(&mut self, round: &Round, results: &[CopyResults]) {
+        self.under_way = false;
         for (batch, copies) in round.batches.iter().zip(results) {
             if let Err(error) = self.complete_copies(batch, copies) {
                 self.fail(error);

@@ -4,6 +4,7 @@ mod contract;
 mod damage;
 mod format;
 mod history;
+mod waiters;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,144 @@
+//! Whoever waits for a record starts the round that carries it.
+
+use core::pin::pin;
+use core::task::{Context, Poll, Waker};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_sim::SimWorld;
+use cairn_sys::{Block, BoxFuture};
+use cairn_units::{Blocks, Lsn};
+use tokio::sync::Semaphore;
+
+use super::{AGGREGATE, append, area, record};
+use crate::{Nvlog, NvlogOptions, recover};
+
+/// Areas in memory: a write is over when it is asked for, as long as there is leave for it.
+struct Memory {
+    blocks: Mutex<BTreeMap<(LogAreaId, u64), Block>>,
+    leave: Arc<Semaphore>,
+    begun: AtomicUsize,
+}
+
+impl LogStore for Memory {
+    fn area_blocks(&self) -> Blocks {
+        Blocks::new(1024)
+    }
+    fn areas(&self) -> Vec<LogAreaId> {
+        vec![area(1), area(2)]
+    }
+    fn choose(&self, copies: usize) -> Vec<LogAreaId> {
+        self.areas().into_iter().take(copies).collect()
+    }
+    fn loss_after(&self, _seen: u64) -> BoxFuture<u64> {
+        Box::pin(core::future::pending())
+    }
+    fn read(
+        &self,
+        area: LogAreaId,
+        at: u64,
+        count: usize,
+    ) -> BoxFuture<Result<Vec<Block>, LogAreaError>> {
+        let blocks = self.blocks.lock().unwrap();
+        let block = |n| blocks.get(&(area, n)).cloned().unwrap_or_else(Block::zero);
+        Box::pin(core::future::ready(Ok((at..at + count as u64).map(block).collect())))
+    }
+    fn write_stable(
+        &self,
+        area: LogAreaId,
+        at: u64,
+        blocks: Vec<Block>,
+    ) -> BoxFuture<Result<(), LogAreaError>> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        let mut all = self.blocks.lock().unwrap();
+        all.extend((at..).zip(blocks).map(|(n, block)| ((area, n), block)));
+        let leave = self.leave.clone();
+        Box::pin(async move {
+            leave.acquire().await.unwrap().forget();
+            Ok(())
+        })
+    }
+}
+
+/// A log on two areas in memory that has begun, with leave for so many writes more.
+async fn begun(sim: &SimWorld, writes: usize) -> (Nvlog, Arc<Memory>) {
+    let memory = Arc::new(Memory {
+        blocks: Mutex::default(),
+        leave: Arc::new(Semaphore::new(100)),
+        begun: AtomicUsize::new(0),
+    });
+    let nothing = recover(memory.clone(), AGGREGATE, None).await.unwrap();
+    let options = NvlogOptions { aggregate: AGGREGATE, copies: 2, next_lsn: Lsn::new(1) };
+    let log = Nvlog::open(&sim.world(), memory.clone(), options, &nothing).unwrap();
+    log.begin().await.unwrap();
+    memory.leave.forget_permits(100);
+    memory.leave.add_permits(writes);
+    (log, memory)
+}
+
+/// The answer that there is without waiting.
+fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+#[test]
+fn a_record_is_stable_at_once_where_the_areas_are_memory() {
+    let sim = SimWorld::new(1);
+    sim.block_on(async {
+        let (log, memory) = begun(&sim, 100).await;
+        let before = memory.begun.load(Ordering::Relaxed);
+        let lsns: Vec<Lsn> = (0..10).filter_map(|n| append(&log, record(1, n, 40, 1))).collect();
+        assert_eq!(memory.begun.load(Ordering::Relaxed), before, "nobody waits yet");
+        assert_eq!(at_once(log.durable(lsns[3])), Some(Ok(())), "without the writer");
+        assert_eq!(log.status().durable, lsns[9], "those that were there went along");
+        assert_eq!(memory.begun.load(Ordering::Relaxed) - before, 2, "one round, two copies");
+    });
+}
+
+#[test]
+fn a_round_ends_though_whoever_started_it_goes_away() {
+    let sim = SimWorld::new(2);
+    sim.block_on(async {
+        let (log, memory) = begun(&sim, 1).await;
+        let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
+        assert_eq!(at_once(log.durable(lsn)), None, "one copy is on its way");
+        memory.leave.add_permits(1);
+        log.durable(lsn).await.unwrap();
+    });
+}
+
+#[test]
+fn no_round_begins_before_the_one_under_way_is_over() {
+    let sim = SimWorld::new(3);
+    sim.block_on(async {
+        let (log, memory) = begun(&sim, 0).await;
+        let first = append(&log, record(1, 1, 40, 1)).unwrap();
+        assert_eq!(at_once(log.durable(first)), None);
+        let begun = memory.begun.load(Ordering::Relaxed);
+        let second = append(&log, record(1, 2, 40, 1)).unwrap();
+        assert_eq!(at_once(log.durable(second)), None);
+        assert_eq!(memory.begun.load(Ordering::Relaxed), begun, "a second round is under way");
+        memory.leave.add_permits(4);
+        log.durable(second).await.unwrap();
+        assert_eq!(memory.begun.load(Ordering::Relaxed), begun + 2);
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_is_stable_before_its_half_is_settled() {
+    let sim = SimWorld::new(4);
+    sim.block_on(async {
+        let (log, _memory) = begun(&sim, 100).await;
+        let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
+        let old = log.current();
+        log.switch_half().unwrap();
+        log.close_half(old);
+        log.settle(old).await.unwrap();
+        assert_eq!(log.status().durable, lsn);
+    });
+}
