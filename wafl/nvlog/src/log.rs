@@ -6,9 +6,10 @@
 //! # Who writes
 //! Whoever waits for a record starts the next round itself, unless one is under way: all that was
 //! appended before it goes along, and where the areas are memory the round is over at once, without
-//! another thread. A round that is not is handed to the writer task, which sees it through though
-//! its starter goes away, and goes on with what was appended meanwhile. One round at a time:
-//! [`State::next_round`] gives none while another is not completed.
+//! another thread. A round that is not over is handed to the writer task, which goes on with what was
+//! appended meanwhile; but who is alone keeps it, so that nobody else need wake up for it, and the writer
+//! has it when they go away. One round at a time: [`State::next_round`] gives none while another is not
+//! completed.
 //!
 //! # Start
 //! ```text
@@ -80,8 +81,49 @@ struct Started {
     writes: JoinAll<Result<(), LogAreaError>>,
 }
 
+/// A round that whoever started it sees through; the writer does if they go away.
+struct Kept<'s> {
+    shared: &'s Shared,
+    started: Option<Started>,
+}
+
+impl Kept<'_> {
+    async fn see_through(mut self) {
+        let writes = poll_fn(|cx| match &mut self.started {
+            Some(started) => Pin::new(&mut started.writes).poll(cx),
+            None => Poll::Ready(Vec::new()),
+        });
+        let results = writes.await;
+        let unfinished = Unfinished(Some(self.shared));
+        if let Some(started) = self.started.take() {
+            self.shared.end(&started.round, results);
+        }
+        unfinished.finished();
+        // Who came meanwhile waits for the next one.
+        if let Some(next) = self.shared.hurry() {
+            self.shared.hand(next);
+        }
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if let Some(started) = self.started.take()
+            && !mutant("round-dropped-with-its-starter")
+        {
+            self.shared.hand(started);
+        }
+    }
+}
+
 /// Fails the log when a round does not come to its end: nobody else would end it.
 struct Unfinished<'s>(Option<&'s Shared>);
+
+impl Unfinished<'_> {
+    fn finished(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
@@ -175,23 +217,33 @@ impl Shared {
         self.publish();
     }
 
-    /// Somebody waits: starts what there is to write, unless whoever is at it goes on with it.
-    fn hurry(&self) {
+    /// Somebody waits: starts what there is to write, unless whoever is at it goes on with it. Gives
+    /// a round that is not over at once.
+    fn hurry(&self) -> Option<Started> {
         for _ in 0..ROUNDS_AT_ONCE_MAX {
-            let mut unfinished = Unfinished(Some(self));
-            let Some(mut started) = self.start() else {
-                unfinished.0 = None;
-                return;
-            };
-            let mut nobody = Context::from_waker(Waker::noop());
-            let Poll::Ready(results) = Pin::new(&mut started.writes).poll(&mut nobody) else {
-                *self.handed.lock() = Some(started);
-                unfinished.0 = None;
-                break;
-            };
-            self.end(&started.round, results);
-            unfinished.0 = None;
+            let unfinished = Unfinished(Some(self));
+            let started = self.start().map(|mut started| {
+                let mut nobody = Context::from_waker(Waker::noop());
+                match Pin::new(&mut started.writes).poll(&mut nobody) {
+                    Poll::Pending => Some(started),
+                    Poll::Ready(results) => {
+                        self.end(&started.round, results);
+                        None
+                    }
+                }
+            });
+            unfinished.finished();
+            if let Some(pending) = started? {
+                return Some(pending);
+            }
         }
+        self.work.notify_one();
+        None
+    }
+
+    /// Gives a round to the writer.
+    fn hand(&self, started: Started) {
+        *self.handed.lock() = Some(started);
         self.work.notify_one();
     }
 
@@ -380,8 +432,13 @@ impl Nvlog {
         async move {
             if progress.borrow().durable < lsn
                 && let Some(shared) = shared.upgrade()
+                && let Some(started) = shared.hurry()
             {
-                shared.hurry();
+                if shared.progress.receiver_count() > 1 {
+                    shared.hand(started);
+                } else {
+                    Kept { shared: &shared, started: Some(started) }.see_through().await;
+                }
             }
             let reached = progress.wait_for(|p| p.durable >= lsn || p.failed.is_some()).await;
             match reached {

@@ -102,14 +102,18 @@ fn a_record_is_stable_at_once_where_the_areas_are_memory() {
 
 #[test]
 fn a_round_ends_though_whoever_started_it_goes_away() {
-    let sim = SimWorld::new(2);
-    sim.block_on(async {
-        let (log, memory) = begun(&sim, 1).await;
-        let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
-        assert_eq!(at_once(log.durable(lsn)), None, "one copy is on its way");
-        memory.leave.add_permits(1);
-        log.durable(lsn).await.unwrap();
-    });
+    for others in [0, 1] {
+        let sim = SimWorld::new(2);
+        sim.block_on(async {
+            let (log, memory) = begun(&sim, 1).await;
+            let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
+            let waiting: Vec<_> = (0..others).map(|_| log.durable(lsn)).collect();
+            assert_eq!(at_once(log.durable(lsn)), None, "one copy is on its way");
+            memory.leave.add_permits(1);
+            log.durable(lsn).await.unwrap();
+            assert!(waiting.into_iter().all(|one| at_once(one) == Some(Ok(()))));
+        });
+    }
 }
 
 #[test]
