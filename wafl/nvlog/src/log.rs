@@ -181,7 +181,17 @@ impl Shared {
             let state = self.lock();
             (state.durable(), state.failed().cloned())
         };
-        self.progress.send_replace(Progress { durable, failed });
+        // Who looked at the state before may come here later: what was told stays told.
+        self.progress.send_if_modified(|told| {
+            if mutant("older-progress-told-later") {
+                *told = Progress { durable, failed };
+                return true;
+            }
+            let news = durable > told.durable || (failed.is_some() && told.failed.is_none());
+            told.durable = told.durable.max(durable);
+            told.failed = told.failed.take().or(failed);
+            news
+        });
         self.changed.notify_waiters();
     }
 
