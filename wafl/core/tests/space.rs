@@ -342,8 +342,8 @@ fn only_reads_that_go_on_load_ahead() {
     assert!((64..100).contains(&loaded), "{loaded} blocks for 10 reads in order");
 }
 
-/// What a point under way has placed stays in memory until it is committed: whoever writes meanwhile
-/// waits rather than making the cache larger.
+/// What a point under way has placed stays in memory until it lies on the disks: whoever writes
+/// meanwhile waits rather than making the cache larger.
 #[test]
 fn a_point_under_way_does_not_make_the_cache_larger() {
     let mut rig = Rig::new(14, RaidKind::RaidDp, 6, 16_384);
