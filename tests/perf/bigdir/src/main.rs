@@ -102,12 +102,13 @@ async fn at_once(
     node: &Arc<dyn DModule>,
     ops: impl Iterator<Item = anyhow::Result<Op<ObjectRef>>>,
 ) -> anyhow::Result<()> {
+    // Tasks, so that those that must load first go on side by side.
     let mut under_way = Vec::with_capacity(DEPTH);
     for op in ops {
-        under_way.push(node.file(ctx(), op?));
+        under_way.push(tokio::spawn(node.file(ctx(), op?).wait()));
     }
     for one in under_way {
-        one.wait().await.map_err(|f| anyhow::anyhow!("{:?}", f.status))?;
+        one.await?.map_err(|f| anyhow::anyhow!("{:?}", f.status))?;
     }
     Ok(())
 }
