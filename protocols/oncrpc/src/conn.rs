@@ -842,12 +842,10 @@ impl<S: Service, T: Stream> Drop for Connection<S, T> {
         orphans.retain(|call| call.ticket.is_some());
         let kept: u64 = orphans.iter().map(|call| call.meta.charge).sum();
         self.shared.budget.give_back(self.bytes - kept);
-        if orphans.is_empty() {
-            return;
-        }
-        let shared = self.shared.clone();
-        let task = async move {
-            for call in orphans {
+        // Each by itself: one may wait for what only another one, when it is polled, brings to an end.
+        for call in orphans {
+            let shared = self.shared.clone();
+            let task = async move {
                 let PendingCall { work, meta, ticket } = call;
                 if let (Work::Call(future), Some(ticket)) = (work, ticket) {
                     let body = future.await;
@@ -857,8 +855,8 @@ impl<S: Service, T: Stream> Drop for Connection<S, T> {
                     ticket.complete(&reply[MARK_BYTES..], shared.world.clock.monotonic());
                 }
                 shared.budget.give_back(meta.charge);
-            }
-        };
-        self.shared.world.spawn.spawn("rpc-orphans", Box::pin(task));
+            };
+            self.shared.world.spawn.spawn("rpc-orphan", Box::pin(task));
+        }
     }
 }

@@ -7,9 +7,9 @@
 //! Whoever waits for a record starts the next round itself, unless one is under way: all that was
 //! appended before it goes along, and where the areas are memory the round is over at once, without
 //! another thread. A round that is not over is handed to the writer task, which goes on with what was
-//! appended meanwhile; but who is alone keeps it, so that nobody else need wake up for it, and the writer
-//! has it when they go away. One round at a time: [`State::next_round`] gives none while another is not
-//! completed.
+//! appended meanwhile. Nobody else may hold a round over an await: the future of a waiter may be dropped,
+//! or not be polled until another one that waits for the same round is done. One round at a time:
+//! [`State::next_round`] gives none while another is not completed.
 //!
 //! # Start
 //! ```text
@@ -79,41 +79,6 @@ const ROUNDS_AT_ONCE_MAX: usize = 4;
 struct Started {
     round: Round,
     writes: JoinAll<Result<(), LogAreaError>>,
-}
-
-/// A round that whoever started it sees through; the writer does if they go away.
-struct Kept<'s> {
-    shared: &'s Shared,
-    started: Option<Started>,
-}
-
-impl Kept<'_> {
-    async fn see_through(mut self) {
-        let writes = poll_fn(|cx| match &mut self.started {
-            Some(started) => Pin::new(&mut started.writes).poll(cx),
-            None => Poll::Ready(Vec::new()),
-        });
-        let results = writes.await;
-        let unfinished = Unfinished(Some(self.shared));
-        if let Some(started) = self.started.take() {
-            self.shared.end(&started.round, results);
-        }
-        unfinished.finished();
-        // Who came meanwhile waits for the next one.
-        if let Some(next) = self.shared.hurry() {
-            self.shared.hand(next);
-        }
-    }
-}
-
-impl Drop for Kept<'_> {
-    fn drop(&mut self) {
-        if let Some(started) = self.started.take()
-            && !mutant("round-dropped-with-its-starter")
-        {
-            self.shared.hand(started);
-        }
-    }
 }
 
 /// Fails the log when a round does not come to its end: nobody else would end it.
@@ -227,34 +192,26 @@ impl Shared {
         self.publish();
     }
 
-    /// Somebody waits: starts what there is to write, unless whoever is at it goes on with it. Gives
-    /// a round that is not over at once.
-    fn hurry(&self) -> Option<Started> {
+    /// Somebody waits: starts what there is to write, unless whoever is at it goes on with it. A round
+    /// that is not over at once is the writer's.
+    fn hurry(&self) {
         for _ in 0..ROUNDS_AT_ONCE_MAX {
             let unfinished = Unfinished(Some(self));
-            let started = self.start().map(|mut started| {
-                let mut nobody = Context::from_waker(Waker::noop());
-                match Pin::new(&mut started.writes).poll(&mut nobody) {
-                    Poll::Pending => Some(started),
-                    Poll::Ready(results) => {
-                        self.end(&started.round, results);
-                        None
-                    }
+            let Some(mut started) = self.start() else { return unfinished.finished() };
+            let mut nobody = Context::from_waker(Waker::noop());
+            match Pin::new(&mut started.writes).poll(&mut nobody) {
+                Poll::Ready(results) => self.end(&started.round, results),
+                Poll::Pending => {
+                    *self.handed.lock() = Some(started);
+                    unfinished.finished();
+                    break;
                 }
-            });
-            unfinished.finished();
-            if let Some(pending) = started? {
-                return Some(pending);
             }
+            unfinished.finished();
         }
-        self.work.notify_one();
-        None
-    }
-
-    /// Gives a round to the writer.
-    fn hand(&self, started: Started) {
-        *self.handed.lock() = Some(started);
-        self.work.notify_one();
+        if !mutant("handed-round-not-told") {
+            self.work.notify_one();
+        }
     }
 
     /// Tells who waits for [`Nvlog::wants_switch`] that this refusal made one due.
@@ -422,7 +379,8 @@ impl Nvlog {
     }
 
     /// Appends a record to `half`, with room from `reservation`. Does not wait and cannot fail;
-    /// the record is stable when [`Self::durable`] says so.
+    /// the record is stable when [`Self::durable`] says so. It is written when somebody waits for it or
+    /// for a later one, with the next round, or when its half is closed.
     ///
     /// # Panics
     /// When the reservation is too small, the record too large, or the half not open: broken
@@ -442,13 +400,8 @@ impl Nvlog {
         async move {
             if progress.borrow().durable < lsn
                 && let Some(shared) = shared.upgrade()
-                && let Some(started) = shared.hurry()
             {
-                if shared.progress.receiver_count() > 1 {
-                    shared.hand(started);
-                } else {
-                    Kept { shared: &shared, started: Some(started) }.see_through().await;
-                }
+                shared.hurry();
             }
             let reached = progress.wait_for(|p| p.durable >= lsn || p.failed.is_some()).await;
             match reached {

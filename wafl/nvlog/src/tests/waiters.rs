@@ -2,6 +2,7 @@
 
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use cairn_units::{Blocks, Lsn};
 use tokio::sync::Semaphore;
 
 use super::{AGGREGATE, append, area, record};
-use crate::{Nvlog, NvlogOptions, recover};
+use crate::{Nvlog, NvlogOptions, record_blocks, recover};
 
 /// Areas in memory: a write is over when it is asked for, as long as there is leave for it.
 struct Memory {
@@ -116,6 +117,23 @@ fn a_round_ends_though_whoever_started_it_goes_away() {
     }
 }
 
+/// Whoever started a round may be looked at again only after somebody else is answered.
+#[test]
+fn a_waiter_that_nobody_looks_at_holds_nobody_up() {
+    let sim = SimWorld::new(5);
+    sim.block_on(async {
+        let (log, memory) = begun(&sim, 1).await;
+        let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
+        let mut first = pin!(log.durable(lsn));
+        let mut nobody = Context::from_waker(Waker::noop());
+        assert!(first.as_mut().poll(&mut nobody).is_pending(), "one copy is on its way");
+        memory.leave.add_permits(10);
+        let next = append(&log, record(1, 2, 40, 1)).unwrap();
+        log.durable(next).await.unwrap();
+        assert_eq!(at_once(first), Some(Ok(())));
+    });
+}
+
 #[test]
 fn no_round_begins_before_the_one_under_way_is_over() {
     let sim = SimWorld::new(3);
@@ -138,11 +156,17 @@ fn what_nobody_waits_for_is_stable_before_its_half_is_settled() {
     let sim = SimWorld::new(4);
     sim.block_on(async {
         let (log, _memory) = begun(&sim, 100).await;
-        let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
         let old = log.current();
         log.switch_half().unwrap();
+        let early = append(&log, record(1, 1, 40, 1)).unwrap();
+        log.durable(early).await.unwrap();
+        // The new half is announced; then the writer looks once more, and finds nothing to do.
+        sim.world().clock.sleep(Duration::from_millis(1)).await;
+        let late = record(2, 2, 40, 1);
+        let mut room = log.reserve(record_blocks(40, 1)).unwrap().expect("there is room");
+        let late = log.append(old, &mut room, late);
         log.close_half(old);
         log.settle(old).await.unwrap();
-        assert_eq!(log.status().durable, lsn);
+        assert_eq!(log.status().durable, late);
     });
 }
