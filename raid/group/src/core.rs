@@ -162,26 +162,16 @@ pub(crate) struct Staged {
     pub to_twin: Option<StampV1>,
 }
 
-/// Blocks to write: first by slot and stripe, then, with their checksum blocks, by disk.
+/// What is to be written of one slot: stripes in their order.
 #[derive(Default)]
-pub(crate) struct Writes {
-    /// By slot: stripes in their order.
-    pub cells: Vec<Vec<(u64, Staged)>>,
-    pub disks: BTreeMap<DiskUuid, (Option<Arc<Member>>, DiskWrites)>,
+pub(crate) struct SlotWrites {
+    pub cells: Vec<(u64, Staged)>,
 }
 
-impl Writes {
-    pub(crate) fn of(&mut self, member: &Arc<Member>) -> &mut DiskWrites {
-        let entry = self.disks.entry(member.uuid).or_default();
-        entry.0.get_or_insert_with(|| member.clone());
-        &mut entry.1
-    }
+impl SlotWrites {
     /// What is staged for a block; most come in the order of their stripes.
-    fn cell(&mut self, slot: usize, stripe: u64) -> &mut Staged {
-        if self.cells.len() <= slot {
-            self.cells.resize_with(slot + 1, Vec::new);
-        }
-        let cells = &mut self.cells[slot];
+    fn cell(&mut self, stripe: u64) -> &mut Staged {
+        let cells = &mut self.cells;
         let at = match cells.last() {
             Some((last, _)) if *last >= stripe => cells.partition_point(|(s, _)| *s < stripe),
             _ => cells.len(),
@@ -191,18 +181,50 @@ impl Writes {
         }
         &mut cells[at].1
     }
-    /// Whether anything is staged for a block.
-    pub(crate) fn has(&self, slot: usize, stripe: u64) -> bool {
-        let cells = self.cells.get(slot);
-        cells.is_some_and(|c| c.binary_search_by_key(&stripe, |(s, _)| *s).is_ok())
-    }
     /// The stamp of the slot's block of this stripe changed.
-    pub(crate) fn touch(&mut self, slot: usize, stripe: u64) {
-        self.cell(slot, stripe).to_twin = None;
+    pub(crate) fn touch(&mut self, stripe: u64) {
+        self.cell(stripe).to_twin = None;
     }
     /// A new block, whose stamp is set already.
+    pub(crate) fn put(&mut self, stripe: u64, block: Block) {
+        *self.cell(stripe) = Staged { block: Some(block), to_twin: None };
+    }
+}
+
+/// Blocks to write: first by slot and stripe, then, with their checksum blocks, by disk.
+#[derive(Default)]
+pub(crate) struct Writes {
+    pub slots: Vec<SlotWrites>,
+    pub disks: BTreeMap<DiskUuid, (Option<Arc<Member>>, DiskWrites)>,
+}
+
+impl Writes {
+    pub(crate) fn of(&mut self, member: &Arc<Member>) -> &mut DiskWrites {
+        let entry = self.disks.entry(member.uuid).or_default();
+        entry.0.get_or_insert_with(|| member.clone());
+        &mut entry.1
+    }
+    /// What is staged for a slot; `more` are to come.
+    pub(crate) fn slot(&mut self, slot: usize, more: usize) -> &mut SlotWrites {
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, SlotWrites::default);
+        }
+        let slot = &mut self.slots[slot];
+        slot.cells.reserve(more);
+        slot
+    }
+    /// Whether anything is staged for a block.
+    pub(crate) fn has(&self, slot: usize, stripe: u64) -> bool {
+        let slot = self.slots.get(slot);
+        slot.is_some_and(|s| s.cells.binary_search_by_key(&stripe, |(s, _)| *s).is_ok())
+    }
+    /// See [`SlotWrites::touch`].
+    pub(crate) fn touch(&mut self, slot: usize, stripe: u64) {
+        self.slot(slot, 1).touch(stripe);
+    }
+    /// See [`SlotWrites::put`].
     pub(crate) fn put(&mut self, slot: usize, stripe: u64, block: Block) {
-        *self.cell(slot, stripe) = Staged { block: Some(block), to_twin: None };
+        self.slot(slot, 1).put(stripe, block);
     }
     /// A block for the slot's twin alone.
     pub(crate) fn put_twin(
@@ -212,10 +234,10 @@ impl Writes {
         block: Option<Block>,
         stamp: StampV1,
     ) {
-        *self.cell(slot, stripe) = Staged { block, to_twin: Some(stamp) };
+        *self.slot(slot, 1).cell(stripe) = Staged { block, to_twin: Some(stamp) };
     }
     pub(crate) fn is_empty(&self) -> bool {
-        self.disks.is_empty() && self.cells.iter().all(Vec::is_empty)
+        self.disks.is_empty() && self.slots.iter().all(|s| s.cells.is_empty())
     }
 }
 
@@ -325,7 +347,7 @@ impl Core {
     /// Writes many blocks at once. A disk that does not take its blocks missed a write and is dead
     /// afterwards; when it only missed being mended, it stays if its group cannot spare it.
     pub(crate) async fn write_many(&self, writes: Writes, purpose: Purpose) {
-        assert!(writes.cells.is_empty(), "checksum blocks go with their blocks");
+        assert!(writes.slots.is_empty(), "checksum blocks go with their blocks");
         let mut futures: Vec<BoxFuture<Option<Failed>>> = Vec::new();
         for (member, writes) in writes.disks.into_values() {
             let Some(member) = member.filter(|m| !m.is_dead()) else { continue };
@@ -392,24 +414,15 @@ async fn write_disk(member: &Arc<Member>, writes: DiskWrites) -> Result<(), Disk
     member.mark_dirty();
     blocks.sort_by_key(|(at, _)| *at);
     assert!(blocks.is_sorted_by(|a, b| a.0 < b.0), "a block is written once");
-    let mut runs: Vec<(Dbn, Vec<Block>)> = Vec::new();
-    for (at, block) in blocks {
-        let joins = runs.last().is_some_and(|(start, run)| {
-            run.len() < RUN_BLOCKS_MAX && start.plus(run.len() as u64) == at
-        });
-        match runs.last_mut() {
-            Some((_, run)) if joins => run.push(block),
-            _ => runs.push((at, vec![block])),
-        }
+    let mut futures: Vec<BoxFuture<Result<(), DiskError>>> = Vec::new();
+    let mut blocks = blocks.into_iter();
+    while let Some(&(at, _)) = blocks.as_slice().first() {
+        let pairs = blocks.as_slice().windows(2).take(RUN_BLOCKS_MAX - 1);
+        let more = pairs.take_while(|pair| pair[0].0.plus(1) == pair[1].0).count();
+        let run: Vec<Block> = blocks.by_ref().take(more + 1).map(|(_, block)| block).collect();
+        let member = member.clone();
+        futures.push(Box::pin(async move { write_run(&member, at, run).await }));
     }
-    let futures: Vec<BoxFuture<Result<(), DiskError>>> = runs
-        .into_iter()
-        .map(|(at, run)| {
-            let member = member.clone();
-            let write: BoxFuture<_> = Box::pin(async move { write_run(&member, at, run).await });
-            write
-        })
-        .collect();
     join_all(futures).await.into_iter().collect()
 }
 

@@ -51,6 +51,9 @@ struct Loaded {
 /// Slot and region, whether it is the twin's beside those of the slot's disk, and the stamps.
 type Placed = ((usize, u64), bool, Loaded);
 
+/// Copies of a checksum block that are written together, at the most.
+const STAMP_COPIES: usize = 2;
+
 /// Stamps by slot and region; few regions, so that finding one is looking at each.
 #[derive(Default)]
 struct Table {
@@ -103,7 +106,10 @@ impl StampSet {
         Some(self.entry(slot, stripe)?.lock().get(stripe))
     }
     pub(crate) fn entry(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
-        self.refs.get(slot, stripe / REGION_STRIPES).map(|l| &l.entry)
+        self.of_region(slot, stripe / REGION_STRIPES)
+    }
+    pub(crate) fn of_region(&self, slot: usize, region: u64) -> Option<&StampsRef> {
+        self.refs.get(slot, region).map(|l| &l.entry)
     }
     /// The stamps of the slot's twin, beside those of its disk.
     pub(crate) fn twin(&self, slot: usize, stripe: u64) -> Option<&StampsRef> {
@@ -141,7 +147,7 @@ impl StampSet {
     }
 }
 
-/// The cells of one stripe, by slot.
+/// The cells of one stripe, by slot; none of a stripe of which nothing is read.
 pub(crate) struct StripeCells {
     pub stripe: u64,
     pub cells: Vec<Cell>,
@@ -150,6 +156,12 @@ pub(crate) struct StripeCells {
 impl StripeCells {
     pub(crate) fn new(stripe: u64, slots: usize) -> Self {
         Self { stripe, cells: vec![Cell::Unread; slots] }
+    }
+    /// The slot's block is written anew: whatever it was, it needs no mending.
+    pub(crate) fn settle(&mut self, slot: usize) {
+        if let Some(cell) = self.cells.get_mut(slot) {
+            *cell = Cell::Unread;
+        }
     }
 }
 
@@ -212,7 +224,7 @@ impl Core {
         let mut places = Vec::new();
         for (i, stripe) in stripes.iter_mut().enumerate() {
             for (slot, position) in group.slots.iter().enumerate() {
-                if stripe.cells[slot] != Cell::Unread || !wanted(i, slot) {
+                if !wanted(i, slot) || stripe.cells[slot] != Cell::Unread {
                     continue;
                 }
                 let at = stripe.stripe;
@@ -330,44 +342,47 @@ impl Core {
     /// Distributes what was staged over the disks of each slot, and adds the checksum blocks of
     /// all regions that changed; the last step before the write.
     pub(crate) fn seal_stamps(&self, stamps: &StampSet, writes: &mut Writes) {
-        for (slot, cells) in std::mem::take(&mut writes.cells).into_iter().enumerate() {
-            for of_region in cells.chunk_by(|a, b| a.0 / REGION_STRIPES == b.0 / REGION_STRIPES) {
+        for (slot, of_slot) in std::mem::take(&mut writes.slots).into_iter().enumerate() {
+            let mut cells = of_slot.cells;
+            let region = |cell: &(u64, Staged)| cell.0 / REGION_STRIPES;
+            for of_region in cells.chunk_by_mut(|a, b| region(a) == region(b)) {
                 self.seal_region(stamps, slot, of_region, writes);
             }
         }
     }
 
-    /// The blocks of one slot in one region, at least one.
+    /// The blocks of one slot in one region, at least one; they are taken out.
     fn seal_region(
         &self,
         stamps: &StampSet,
         slot: usize,
-        cells: &[(u64, Staged)],
+        cells: &mut [(u64, Staged)],
         writes: &mut Writes,
     ) {
         let region = cells[0].0 / REGION_STRIPES;
         let (disk, twin) = (stamps.refs.get(slot, region), stamps.twins.get(slot, region));
         if let Some(twin) = twin {
-            for (stripe, staged) in cells {
+            for (stripe, staged) in &*cells {
                 let stamp = staged.to_twin.or_else(|| Some(disk?.entry.lock().get(*stripe)));
                 if let Some(stamp) = stamp {
                     twin.entry.lock().set(*stripe, stamp);
                 }
             }
         }
-        for (loaded, beside) in disk.map(|l| (l, false)).into_iter().chain(twin.map(|l| (l, true)))
-        {
+        let disks = disk.map(|l| (l, false)).into_iter().chain(twin.map(|l| (l, true)));
+        for (loaded, beside) in disks {
             let mine = |staged: &Staged| beside || staged.to_twin.is_none();
             if loaded.member.is_dead() || !cells.iter().any(|(_, staged)| mine(staged)) {
                 continue;
             }
             let layout = &loaded.member.layout;
             let out = writes.of(&loaded.member);
-            let blocks =
-                cells.iter().filter(|(_, staged)| mine(staged)).filter_map(|(stripe, staged)| {
-                    Some((layout.stripe_dbn(*stripe), staged.block.clone()?))
-                });
-            out.blocks.extend(blocks);
+            out.blocks.reserve(cells.len() + STAMP_COPIES);
+            let last = beside || twin.is_none();
+            for (stripe, staged) in cells.iter_mut().filter(|(_, staged)| mine(staged)) {
+                let block = if last { staged.block.take() } else { staged.block.clone() };
+                out.blocks.extend(block.map(|block| (layout.stripe_dbn(*stripe), block)));
+            }
             let copies = self.stamps.stage(&loaded.member, region, &loaded.entry);
             count(&self.counters.checksum_blocks, copies.len());
             out.blocks.extend(copies);

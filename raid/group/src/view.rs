@@ -77,12 +77,17 @@ impl GroupView {
     pub(crate) fn is_data(&self, column: ColumnNo) -> bool {
         column.get() < self.code.p - 1
     }
-    /// The data slot whose block of `stripe` is `at`.
-    pub(crate) fn data_slot(&self, at: Pvbn, stripe: u64) -> Option<&Slot> {
-        let data = self.slots.iter().take_while(|s| self.is_data(s.column));
-        let mut mine =
-            data.filter(|s| stripe < self.stripes && at.since(s.pvbn_base) == Some(stripe));
-        mine.next()
+    /// The data slot whose block of `stripe` is `at`; most likely `hint`.
+    pub(crate) fn data_slot(&self, at: Pvbn, stripe: u64, hint: usize) -> Option<usize> {
+        let is_it = |slot: &Slot| {
+            self.is_data(slot.column)
+                && stripe < self.stripes
+                && at.since(slot.pvbn_base) == Some(stripe)
+        };
+        match self.slots.get(hint) {
+            Some(slot) if is_it(slot) => Some(hint),
+            _ => self.slots.iter().position(is_it),
+        }
     }
     /// Positions whose disk is gone or not rebuilt yet.
     pub(crate) fn lost(&self) -> u16 {

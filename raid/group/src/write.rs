@@ -19,7 +19,7 @@ use crate::layout::STRIPE_LOG_BLOCKS_MIN;
 use crate::member::Member;
 use crate::ondisk::{ENTRY_RECORDS_MAX, REGION_STRIPES, crc_of};
 use crate::stamps::{StampKind, stamp_parity, stamp_written};
-use crate::stripe::{Cell, Solved, StampSet, StripeCells, parity_slots, solve};
+use crate::stripe::{Solved, StampSet, StripeCells, parity_slots, solve};
 use crate::stripe_log::{DiskMark, Record, Rest, TwinRecord, has_bit, log_blocks, set_bit};
 use crate::view::{GroupView, View};
 
@@ -88,12 +88,14 @@ impl Core {
         let mut last = None;
         for stripe in &tetris.stripes {
             let mut columns = [0; 4];
+            let mut next = 0;
             for block in &stripe.blocks {
-                let slot = group.and_then(|g| g.data_slot(block.at, stripe.stripe));
-                let fine = slot.is_some_and(|slot| {
-                    let column = slot.column.get();
+                let slot = group.and_then(|g| g.data_slot(block.at, stripe.stripe, next));
+                let fine = slot.zip(group).is_some_and(|(slot, group)| {
+                    let column = group.slots[slot].column.get();
                     let again = has_bit(&columns, column);
                     set_bit(&mut columns, column);
+                    next = slot + 1;
                     !again
                 });
                 if !fine || last.is_some_and(|l| l >= stripe.stripe) {
@@ -135,29 +137,30 @@ impl Core {
         let mut stamps = self.load_stamps(group, &regions).await;
         self.drop_mute_disks(group, &mut stamps, &regions);
 
-        let mut jobs: Vec<Job> = stripes
-            .into_iter()
-            .map(|stripe| {
-                let mark = interval.marks.lock().get(&(group.group, stripe.stripe)).copied();
-                Job::new(group, &stamps, stripe, mark.unwrap_or_default().mask)
-            })
-            .collect();
+        let mut jobs: Vec<Job> = {
+            let marks = interval.marks.lock();
+            let before = |stripe| marks.get(&(group.group, stripe)).map(|mark| mark.mask);
+            let masked = stripes.into_iter().map(|s| (before(s.stripe).unwrap_or_default(), s));
+            masked.map(|(mask, stripe)| Job::new(group, &stamps, stripe, mask)).collect()
+        };
         let computed = self.compute(group, &stamps, &mut jobs).await;
         if computed.is_err() {
             // Disks that died just now explain more than the stripe that missed them.
             self.settle().await?;
         }
-        let (mut cells, outcomes) = computed?;
+        let (cells, mut outcomes) = computed?;
+        let mut fresh = FreshOf::new(group, &stamps);
         let records: Vec<Record> = jobs
             .iter()
-            .zip(&outcomes)
-            .map(|(job, outcome)| job.record(group, &stamps, outcome.rest.clone()))
+            .zip(&mut outcomes)
+            .map(|(job, outcome)| {
+                let rest = core::mem::replace(&mut outcome.rest, Rest::None);
+                job.record(group, fresh.of(job.stripe), rest)
+            })
             .collect();
         self.log_stripes(&interval, group, records, ahead, room).await?;
         let mut writes = Writes::default();
-        for ((job, outcome), cells) in jobs.iter().zip(&outcomes).zip(&mut cells) {
-            self.stage_job(group, &stamps, job, outcome, cells, &mut writes);
-        }
+        self.stage_jobs(group, &stamps, (jobs, outcomes, cells), &mut writes);
         self.seal_stamps(&stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
         self.settle().await?;
@@ -191,20 +194,22 @@ impl Core {
         ahead: &[u64],
         taken: &mut u64,
     ) -> Result<(), WriteError> {
-        let is_new = |record: &Record| {
+        let leave_new = |records: &mut Vec<Record>| {
             let marks = interval.marks.lock();
-            let mark = marks.get(&(record.group, record.stripe)).and_then(|m| m.stable);
-            mark.is_none() || mark != record.bare()
+            records.retain(|record| {
+                let mark = marks.get(&(record.group, record.stripe)).and_then(|m| m.stable);
+                mark.is_none() || mark != record.bare()
+            });
         };
-        records.retain(is_new);
+        leave_new(records);
         let mut _held = None;
         if !records.is_empty() && !ahead.is_empty() {
             // Who waited here finds most of its stripes logged by the one it waited for.
             _held = Some(interval.ahead.lock().await);
-            records.retain(is_new);
+            leave_new(records);
             if !records.is_empty() {
                 records.extend(self.records_ahead(group, ahead, records).await);
-                records.retain(is_new);
+                leave_new(records);
             }
         }
         if records.is_empty() {
@@ -245,10 +250,14 @@ impl Core {
         let mut regions: Vec<u64> = others.iter().map(|s| s / REGION_STRIPES).collect();
         regions.dedup();
         let stamps = self.load_stamps(group, &regions).await;
+        let mut fresh = FreshOf::new(group, &stamps);
+        let mut mask = [0; 4];
+        for slot in group.slots.iter().take(group.width()) {
+            set_bit(&mut mask, slot.column.get());
+        }
         let record = |stripe: u64| {
-            let empty = StripeWrite { stripe, blocks: Vec::new(), rest_is_free: true };
-            let job = Job::new(group, &stamps, empty, Default::default());
-            job.record(group, &stamps, Rest::None)
+            let Freshness { fresh, twin } = fresh.of(stripe);
+            Record { group: group.group, stripe, mask, fresh, twin, rest: Rest::None }
         };
         others.into_iter().map(record).collect()
     }
@@ -298,24 +307,12 @@ impl Core {
         jobs: &mut [Job],
     ) -> Result<(Vec<StripeCells>, Vec<Outcome>), WriteError> {
         let slots = group.slots.len();
+        let of = |job: &Job| if job.path == Path::Full { 0 } else { slots };
         let mut cells: Vec<StripeCells> =
-            jobs.iter().map(|job| StripeCells::new(job.stripe, slots)).collect();
-        let mut asked =
-            self.read_cells(group, stamps, &mut cells, |i, slot| jobs[i].needs(group, slot)).await;
-        let mut again = false;
-        for (job, cells) in jobs.iter_mut().zip(&cells) {
-            let complete = (0..slots)
-                .all(|slot| !job.needs(group, slot) || cells.cells[slot].good().is_some());
-            if !complete {
-                job.path = Path::All;
-                again = true;
-            }
+            jobs.iter().map(|job| StripeCells::new(job.stripe, of(job))).collect();
+        if jobs.iter().any(|job| job.path != Path::Full) {
+            self.read_needed(group, stamps, jobs, &mut cells).await;
         }
-        if again {
-            let all = |i: usize, _slot: usize| jobs[i].path == Path::All;
-            asked += self.read_cells(group, stamps, &mut cells, all).await;
-        }
-        count(&self.counters.parity_read_blocks, asked);
         let mut outcomes = Vec::with_capacity(jobs.len());
         let mut spare = Spare::new(group.code, jobs.len());
         for (i, (job, cells)) in jobs.iter().zip(&cells).enumerate() {
@@ -325,58 +322,143 @@ impl Core {
         Ok((cells, outcomes))
     }
 
-    /// Stages everything that a job writes.
-    fn stage_job(
+    /// Reads what the jobs need into their cells; a job that does not get it is to be solved.
+    async fn read_needed(
+        self: &Arc<Self>,
+        group: &GroupView,
+        stamps: &StampSet,
+        jobs: &mut [Job],
+        cells: &mut [StripeCells],
+    ) {
+        let mut asked =
+            self.read_cells(group, stamps, cells, |i, slot| jobs[i].needs(group, slot)).await;
+        let mut again = false;
+        for (job, cells) in jobs.iter_mut().zip(&*cells) {
+            let mut slots = cells.cells.iter().enumerate();
+            if !slots.all(|(slot, cell)| !job.needs(group, slot) || cell.good().is_some()) {
+                job.path = Path::All;
+                again = true;
+            }
+        }
+        if again {
+            let all = |i: usize, _slot: usize| jobs[i].path == Path::All;
+            asked += self.read_cells(group, stamps, cells, all).await;
+        }
+        count(&self.counters.parity_read_blocks, asked);
+    }
+
+    /// Stages everything that the jobs write: slot by slot, since those of one disk's region share
+    /// their stamps.
+    fn stage_jobs(
         &self,
         group: &GroupView,
         stamps: &StampSet,
-        job: &Job,
-        outcome: &Outcome,
-        cells: &mut StripeCells,
+        (mut jobs, outcomes, mut cells): (Vec<Job>, Vec<Outcome>, Vec<StripeCells>),
         writes: &mut Writes,
     ) {
         let width = group.width();
-        for i in 0..width {
-            let Some(entry) = stamps.entry(i, job.stripe) else { continue };
-            match &job.new[i] {
-                Some(block) => {
-                    writes.put(i, job.stripe, block.data.clone());
-                    entry.lock().set(job.stripe, stamp_written(block.crc, block.tag));
-                    count(&self.counters.data_blocks, 1);
-                    // Not to be mended below.
-                    cells.cells[i] = Cell::Unread;
-                }
-                None if job.path == Path::Full => {
-                    if entry.lock().get(job.stripe).is_zero() {
-                        continue;
+        let (mut data, mut fill, mut parity, mut repaired) = (0, 0, 0, 0);
+        let same_region = |a: &Job, b: &Job| a.region() == b.region();
+        let mut first = 0;
+        for jobs in jobs.chunk_by_mut(same_region) {
+            let (region, outcomes) = (jobs[0].region(), &outcomes[first..first + jobs.len()]);
+            let cells = &mut cells[first..first + jobs.len()];
+            first += jobs.len();
+            for i in 0..width {
+                let Some(entry) = stamps.of_region(i, region) else { continue };
+                let (mut entry, slot) = (entry.lock(), writes.slot(i, jobs.len()));
+                for (job, cells) in jobs.iter_mut().zip(&mut *cells) {
+                    let stripe = job.stripe;
+                    if let Some(block) = job.new[i].take() {
+                        entry.set(stripe, stamp_written(block.crc, block.tag));
+                        slot.put(stripe, block.data);
+                        data += 1;
+                        cells.settle(i);
+                    } else if job.path == Path::Full && !entry.get(stripe).is_zero() {
+                        entry.set(stripe, Default::default());
+                        slot.touch(stripe);
+                        fill += 1;
                     }
-                    entry.lock().set(job.stripe, Default::default());
-                    writes.touch(i, job.stripe);
-                    count(&self.counters.fill_blocks, 1);
                 }
-                None => {}
+            }
+            for (i, diagonal) in parity_slots(group) {
+                cells.iter_mut().for_each(|cells| cells.settle(i));
+                let entry = stamps.of_region(i, region);
+                let Some(entry) = entry.filter(|_| !(diagonal && mutant("diagonal-parity-stale")))
+                else {
+                    continue;
+                };
+                let (mut entry, slot) = (entry.lock(), writes.slot(i, jobs.len()));
+                for (job, outcome) in jobs.iter().zip(outcomes) {
+                    let of = &outcome.parity;
+                    let Some(block) = (if diagonal { of.diagonal.as_ref() } else { Some(&of.row) })
+                    else {
+                        continue;
+                    };
+                    entry.set(job.stripe, stamp_parity(crc_of(block)));
+                    slot.put(job.stripe, block.clone());
+                    parity += 1;
+                }
+            }
+            for (outcome, cells) in outcomes.iter().zip(&*cells) {
+                if let Some(old) = &outcome.old {
+                    repaired += self.stage_repairs(group, stamps, cells, old, writes);
+                }
             }
         }
-        for (i, diagonal) in parity_slots(group) {
-            cells.cells[i] = Cell::Unread;
-            let block =
-                if diagonal { outcome.parity.diagonal.as_ref() } else { Some(&outcome.parity.row) };
-            if diagonal && mutant("diagonal-parity-stale") {
-                continue;
+        let full = jobs.iter().filter(|job| job.path == Path::Full).count();
+        count(&self.counters.data_blocks, data);
+        count(&self.counters.fill_blocks, fill);
+        count(&self.counters.parity_blocks, parity);
+        count(&self.counters.repaired_blocks, repaired);
+        count(&self.counters.full_stripes, full);
+        count(&self.counters.partial_stripes, jobs.len() - full);
+    }
+}
+
+/// What the records of a region's stripes say of its disks.
+#[derive(Clone, Copy)]
+struct Freshness {
+    fresh: [u64; 5],
+    twin: Option<TwinRecord>,
+}
+
+/// The same for one stripe after the other; most are of the region of the one before.
+struct FreshOf<'s> {
+    group: &'s GroupView,
+    stamps: &'s StampSet,
+    last: Option<(u64, Freshness)>,
+}
+
+impl<'s> FreshOf<'s> {
+    fn new(group: &'s GroupView, stamps: &'s StampSet) -> Self {
+        Self { group, stamps, last: None }
+    }
+
+    fn of(&mut self, stripe: u64) -> Freshness {
+        let region = stripe / REGION_STRIPES;
+        match self.last {
+            Some((last, found)) if last == region => found,
+            _ => self.last.insert((region, self.look(stripe))).1,
+        }
+    }
+
+    fn look(&self, stripe: u64) -> Freshness {
+        let is_fresh = |slot: usize, disk: &Option<&Arc<Member>>| {
+            let entry = disk.and_then(|m| self.stamps.of(slot, stripe, m.uuid));
+            entry.is_some_and(|e| e.lock().is_fresh())
+        };
+        let mut found = Freshness { fresh: [0; 5], twin: None };
+        for (i, slot) in self.group.slots.iter().enumerate() {
+            if is_fresh(i, &slot.member.as_ref()) {
+                set_bit(&mut found.fresh, slot.column.get());
             }
-            let (Some(entry), Some(block)) = (stamps.entry(i, job.stripe), block) else { continue };
-            entry.lock().set(job.stripe, stamp_parity(crc_of(block)));
-            writes.put(i, job.stripe, block.clone());
-            count(&self.counters.parity_blocks, 1);
+            if let Some(t) = &slot.twin {
+                let fresh = is_fresh(i, &Some(&t.member));
+                found.twin = Some(TwinRecord { disk: DiskMark::of(t.member.uuid), fresh });
+            }
         }
-        if let Some(old) = &outcome.old {
-            let repaired = self.stage_repairs(group, stamps, cells, old, writes);
-            count(&self.counters.repaired_blocks, repaired);
-        }
-        let full = job.path == Path::Full;
-        let counter =
-            if full { &self.counters.full_stripes } else { &self.counters.partial_stripes };
-        count(counter, 1);
+        found
     }
 }
 
@@ -385,14 +467,11 @@ impl Job {
         let width = group.width();
         let mut new: Vec<Option<WriteBlock>> = vec![None; width];
         let free = stripe.rest_is_free;
+        let mut next = 0;
         for block in stripe.blocks {
-            let slot = group
-                .slots
-                .iter()
-                .take(width)
-                .position(|s| block.at.since(s.pvbn_base) == Some(stripe.stripe));
-            if let Some(slot) = slot {
+            if let Some(slot) = group.data_slot(block.at, stripe.stripe, next) {
                 new[slot] = Some(block);
+                next = slot + 1;
             }
         }
         let path = if free || new.iter().all(Option::is_some) { Path::Full } else { Path::Keep };
@@ -476,8 +555,16 @@ impl Job {
     ) -> Result<Outcome, WriteError> {
         let width = self.new.len();
         let column = |i: usize| group.slots[i].column.get();
-        if self.path == Path::Delta {
-            return self.delta(group, cells);
+        match self.path {
+            Path::Delta => return self.delta(group, cells),
+            Path::Full => {
+                let new = self.new.iter().enumerate();
+                let new = new.filter_map(|(i, block)| Some((column(i), &block.as_ref()?.data)));
+                let parity = group.code.encode_ahead(new, next, spare);
+                warm_crcs(&parity);
+                return Ok(Outcome { parity, rest: Rest::None, old: None });
+            }
+            Path::Keep | Path::All => {}
         }
         let mut old = None;
         let mut kept: Vec<Option<Block>> =
@@ -498,14 +585,13 @@ impl Job {
         let value = |i: usize| -> Option<&Block> {
             match &self.new[i] {
                 Some(block) => Some(&block.data),
-                None if self.path == Path::Full => None,
                 None => kept[i].as_ref(),
             }
         };
         let values = (0..width).filter_map(|i| value(i).map(|b| (column(i), b)));
         let parity = group.code.encode_ahead(values, next, spare);
         warm_crcs(&parity);
-        let rest = if self.path == Path::Full || !self.any_unmodified(group) {
+        let rest = if !self.any_unmodified(group) {
             Rest::None
         } else if self.rest_zero {
             Rest::Zero
@@ -568,28 +654,19 @@ impl Job {
         ReadError::TooManyLost { at, lost, parity: group.parity() }.into()
     }
 
-    fn record(&self, group: &GroupView, stamps: &StampSet, rest: Rest) -> Record {
+    fn record(&self, group: &GroupView, of: Freshness, rest: Rest) -> Record {
         let mut mask = self.before;
-        let mut fresh = [0; 5];
-        let is_fresh = |slot: usize, disk: &Option<&Arc<Member>>| {
-            let entry = disk.and_then(|m| stamps.of(slot, self.stripe, m.uuid));
-            entry.is_some_and(|e| e.lock().is_fresh())
-        };
-        let mut twin = None;
-        for (i, slot) in group.slots.iter().enumerate() {
-            let data = i < self.new.len();
-            if data && (self.path == Path::Full || self.new[i].is_some()) {
+        for (slot, new) in group.slots.iter().zip(&self.new) {
+            if self.path == Path::Full || new.is_some() {
                 set_bit(&mut mask, slot.column.get());
             }
-            if is_fresh(i, &slot.member.as_ref()) {
-                set_bit(&mut fresh, slot.column.get());
-            }
-            if let Some(t) = &slot.twin {
-                let fresh = is_fresh(i, &Some(&t.member));
-                twin = Some(TwinRecord { disk: DiskMark::of(t.member.uuid), fresh });
-            }
         }
+        let Freshness { fresh, twin } = of;
         Record { group: group.group, stripe: self.stripe, mask, fresh, twin, rest }
+    }
+
+    fn region(&self) -> u64 {
+        self.stripe / REGION_STRIPES
     }
 }
 

@@ -559,9 +559,9 @@ impl Run<'_> {
 
     async fn volume_maps(&mut self, engine: &mut Engine, mut f: Frozen) -> Result<(), CpError> {
         let volume = f.volume.clone();
-        let freed = core::mem::take(&mut f.freed);
-        for ptr in freed {
-            self.free_vvbn(&volume, &mut f.vvbns, ptr).await?;
+        let mut freed = core::mem::take(&mut f.freed).into_iter();
+        while !freed.as_slice().is_empty() {
+            self.free_vvbns(&volume, &mut f.vvbns, &mut freed).await?;
         }
         let located = self.locate_active_map(&mut engine.space, &volume, &mut f.vvbns).await?;
         {
@@ -635,27 +635,34 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Clears the bit of a VVBN that nothing names any more.
-    async fn free_vvbn(
+    /// Clears the bits of VVBNs that nothing names any more, of up to [`BITE_BLOCKS`] of them.
+    async fn free_vvbns(
         &mut self,
         volume: &Arc<Volume>,
         vvbns: &mut Vvbns,
-        ptr: BlockPtr,
+        freed: &mut std::vec::IntoIter<BlockPtr>,
     ) -> Result<(), CpError> {
-        loop {
-            let stop = {
-                let mut st = volume.lock();
+        let stop = {
+            let mut st = volume.lock();
+            let mut stop = None;
+            for _ in 0..BITE_BLOCKS {
+                let Some(ptr) = freed.as_slice().first().copied() else { break };
                 let released = authority(&st, ptr)
                     .and_then(|pvbn| vvbns.release(&mut st, ptr.vvbn).map(|()| pvbn));
                 match released {
-                    Ok(pvbn) => {
-                        self.freed.push(pvbn);
-                        return Ok(());
+                    Ok(pvbn) => self.freed.push(pvbn),
+                    Err(at) => {
+                        stop = Some(at);
+                        break;
                     }
-                    Err(at) => at,
                 }
-            };
-            self.inner.load(volume, vec![stop]).await?;
+                freed.next();
+            }
+            stop
+        };
+        match stop {
+            Some(at) => Ok(self.inner.load(volume, vec![at]).await?),
+            None => Ok(()),
         }
     }
 
@@ -689,8 +696,9 @@ impl Run<'_> {
                 set_container(&mut volume.lock(), vvbn, pvbn);
                 let crc = Crc::new(0);
                 located.insert(key, (BlockPtr { vvbn, pvbn, crc }, tetris));
-                if !old.is_hole() {
-                    self.free_vvbn(volume, vvbns, old).await?;
+                let mut freed = if old.is_hole() { Vec::new() } else { vec![old] }.into_iter();
+                while !freed.as_slice().is_empty() {
+                    self.free_vvbns(volume, vvbns, &mut freed).await?;
                 }
             }
         }

@@ -9,6 +9,7 @@
 //! | `volume` | one volume: in-core inodes, maps, what is dirty |
 //! | `change`, `apply` | a resolved change, its log record, and how it is applied |
 //! | `plan`, `perm`, `xattr` | from an operation to a change or an answer |
+//! | `block_set` | sets of block numbers |
 //! | `space` | the aggregate's free space and the stripes being put together |
 //! | `cp` | consistency points |
 //! | `cache` | the clock over clean blocks |
@@ -21,6 +22,7 @@
 //! - Nothing waits between the first change of an operation and its log record.
 
 mod apply;
+mod block_set;
 mod bufs;
 mod cache;
 mod change;

@@ -28,6 +28,7 @@ use cairn_sys::{Block, mutant};
 use cairn_units::{Crc, Pvbn};
 use cairn_wafl_format::{AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, Inode};
 
+use crate::block_set::{BlockSet, WORD_BLOCKS};
 use crate::check::Progress;
 use crate::cp::TetrisNo;
 use crate::tree::{Key, Tree, TreeMiss};
@@ -95,15 +96,15 @@ type Given = (Pvbn, (TetrisNo, u64));
 
 /// Blocks held back at the most (they take memory): 32 GiB of data.
 #[cfg(not(test))]
-const HELD_BLOCKS_MAX: usize = 8 << 20;
+const HELD_BLOCKS_MAX: u64 = 8 << 20;
 #[cfg(test)]
-const HELD_BLOCKS_MAX: usize = 10_000;
+const HELD_BLOCKS_MAX: u64 = 10_000;
 
 /// Blocks that a committed root reaches and a later one does not, while somebody walks the first.
 #[derive(Debug)]
 struct Held {
     walk: Arc<Progress>,
-    blocks: BTreeSet<Pvbn>,
+    blocks: BlockSet,
 }
 
 #[derive(Debug)]
@@ -136,7 +137,7 @@ pub(crate) struct Space {
     given_last: Option<Given>,
     given: BTreeMap<Pvbn, (TetrisNo, u64)>,
     /// Freed in this consistency point.
-    freed: BTreeSet<Pvbn>,
+    freed: BlockSet,
     /// Freed by earlier points and held back for a check, which is told when that ends.
     held: Option<Held>,
     /// Blocks still to be placed, for the depth of the next tetris.
@@ -193,7 +194,7 @@ impl Space {
             tetrises: BTreeMap::new(),
             given_last: None,
             given: BTreeMap::new(),
-            freed: BTreeSet::new(),
+            freed: BlockSet::default(),
             held: None,
             expected: 0,
             done: Vec::new(),
@@ -231,7 +232,7 @@ impl Space {
 
     /// Free blocks of all columns, but for those that are held back.
     fn all_free_blocks(&self) -> u64 {
-        let held = self.held.as_ref().map_or(0, |h| h.blocks.len() as u64);
+        let held = self.held.as_ref().map_or(0, |h| h.blocks.len());
         self.geometry.data_blocks().get().saturating_sub(self.used + held)
     }
 
@@ -350,32 +351,36 @@ impl Space {
 
     /// Whether each of `count` blocks from `from` on may be given out.
     fn free_run(&self, from: Pvbn, count: u64) -> Result<Vec<bool>, TreeMiss> {
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(usize::try_from(count).unwrap_or_default());
         let (mut at, end) = (from.get(), from.get() + count);
         while at < end {
             let key = Key::data(at / BITS_PER_BLOCK);
             self.map.reachable(key)?;
             let block = self.map.peek(key)?;
             let stop = end.min((key.index + 1) * BITS_PER_BLOCK);
-            for n in at..stop {
-                let (byte, mask) = bit_place(n % BITS_PER_BLOCK);
-                let free = block.is_none_or(|b| b[byte] & mask == 0);
-                out.push(free && n != 0 && !self.is_kept(Pvbn::new(n)));
+            while at < stop {
+                let word = at / WORD_BLOCKS;
+                let kept = self.kept_word(word);
+                for n in at..stop.min((word + 1) * WORD_BLOCKS) {
+                    let (byte, mask) = bit_place(n % BITS_PER_BLOCK);
+                    let free = block.is_none_or(|b| b[byte] & mask == 0);
+                    out.push(free && n != 0 && kept >> (n % WORD_BLOCKS) & 1 == 0);
+                }
+                at = stop.min((word + 1) * WORD_BLOCKS);
             }
-            at = stop;
         }
         Ok(out)
     }
 
-    /// Whether a free block must not be given out yet.
-    fn is_kept(&self, at: Pvbn) -> bool {
-        self.freed.contains(&at) || self.held.as_ref().is_some_and(|h| h.blocks.contains(&at))
+    /// Which free blocks of a word must not be given out yet.
+    fn kept_word(&self, word: u64) -> u64 {
+        self.freed.word(word) | self.held.as_ref().map_or(0, |h| h.blocks.word(word))
     }
 
     /// From now on blocks that points free are not given out, until [`Self::release`] or until
     /// space runs short, of which `walk` is told.
     pub fn hold(&mut self, walk: Arc<Progress>) {
-        self.held = Some(Held { walk, blocks: BTreeSet::new() });
+        self.held = Some(Held { walk, blocks: BlockSet::default() });
     }
 
     /// Ends a hold.
@@ -561,7 +566,7 @@ impl Space {
         self.used -= 1;
         self.released += 1;
         if !mutant("block-reused-one-cp-early") {
-            self.freed.insert(at);
+            self.freed.insert(at.get());
         }
         // A window computed before never holds it: it was in use then.
     }

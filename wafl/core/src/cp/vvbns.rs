@@ -2,12 +2,13 @@
 //!
 //! Layer: consistency points. What marks the active map and the container map of a volume.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use cairn_sys::Block;
 use cairn_units::{Pvbn, Vvbn};
 use cairn_wafl_format::{BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK};
 
+use crate::block_set::BlockSet;
 use crate::space::ones;
 use crate::tree::{Key, TreeMiss};
 use crate::volume::{FileId, Miss, VolState, bit_place, first_clear_bit};
@@ -21,7 +22,7 @@ pub(super) struct Vvbns {
     pub(super) taken: u64,
     pub(super) released: u64,
     /// Freed in this point: not to be given out in it.
-    freed: BTreeSet<u64>,
+    freed: BlockSet,
 }
 
 /// Entry of the container map.
@@ -80,7 +81,7 @@ impl Vvbns {
                 continue;
             };
             let vvbn = index * BITS_PER_BLOCK + free;
-            if vvbn >= st.vvbn_end || self.freed.contains(&vvbn) {
+            if vvbn >= st.vvbn_end || self.freed.contains(vvbn) {
                 st.vvbn_cursor = vvbn + 1;
                 continue;
             }

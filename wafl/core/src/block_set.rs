@@ -1,0 +1,103 @@
+//! Sets of block numbers in which neighbours are likely: 64 of them share an entry.
+//!
+//! Layer: pure, leaf.
+
+use std::collections::BTreeMap;
+
+/// Block numbers that share an entry.
+pub(crate) const WORD_BLOCKS: u64 = u64::BITS as u64;
+
+/// Where a number lies: its entry and its bit there.
+fn place(number: u64) -> (u64, u64) {
+    (number / WORD_BLOCKS, 1 << (number % WORD_BLOCKS))
+}
+
+/// See the module. Scattered numbers take an entry of 16 bytes each.
+#[derive(Debug, Default)]
+pub(crate) struct BlockSet {
+    words: BTreeMap<u64, u64>,
+    len: u64,
+}
+
+impl BlockSet {
+    /// Numbers in it.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn insert(&mut self, number: u64) {
+        let (word, bit) = place(number);
+        let bits = self.words.entry(word).or_default();
+        self.len += u64::from(*bits & bit == 0);
+        *bits |= bit;
+    }
+
+    pub fn contains(&self, number: u64) -> bool {
+        let (word, bit) = place(number);
+        self.word(word) & bit != 0
+    }
+
+    /// Numbers from `word` times [`WORD_BLOCKS`] on, the lowest in the lowest bit.
+    pub fn word(&self, word: u64) -> u64 {
+        self.words.get(&word).copied().unwrap_or_default()
+    }
+
+    /// Adds all of `other`, which is empty then.
+    pub fn append(&mut self, other: &mut Self) {
+        other.len = 0;
+        for (word, more) in core::mem::take(&mut other.words) {
+            let bits = self.words.entry(word).or_default();
+            self.len += u64::from((more & !*bits).count_ones());
+            *bits |= more;
+        }
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn it_is_the_set_of_what_was_put_in() {
+        let mut x = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut next = |below: u64| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x % below
+        };
+        let (mut sets, mut known) = ([BlockSet::default(), BlockSet::default()], Vec::new());
+        for set in &mut sets {
+            let mut numbers = BTreeSet::new();
+            for _ in 0..600 {
+                let number = next(1000);
+                set.insert(number);
+                numbers.insert(number);
+                assert_eq!(set.len(), numbers.len() as u64);
+            }
+            set.insert(u64::MAX);
+            numbers.insert(u64::MAX);
+            known.push(numbers);
+        }
+        let [mut a, mut b] = sets;
+        for number in (0..1100).chain([u64::MAX]) {
+            assert_eq!(a.contains(number), known[0].contains(&number), "{number}");
+            let word = a.word(number / WORD_BLOCKS);
+            assert_eq!(word >> (number % WORD_BLOCKS) & 1 == 1, a.contains(number));
+        }
+        a.append(&mut b);
+        assert_eq!(a.len(), known[0].union(&known[1]).count() as u64);
+        assert_eq!((b.len(), b.contains(u64::MAX), a.contains(u64::MAX)), (0, false, true));
+        for number in 0..1100 {
+            assert_eq!(a.contains(number), known.iter().any(|k| k.contains(&number)), "{number}");
+        }
+        a.clear();
+        assert_eq!((a.len(), a.word(0)), (0, 0));
+    }
+}
