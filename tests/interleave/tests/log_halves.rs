@@ -26,9 +26,14 @@ const VOLUMES: usize = 2;
 
 type Contents = BTreeMap<(LogAreaId, u64), Block>;
 
-/// Two log areas in memory; each write takes effect whole, at its own time.
+/// Two log areas in memory; each write takes effect whole, at once or at its own time.
 #[derive(Clone, Default)]
-struct Areas(Arc<StdMutex<Contents>>);
+struct Areas {
+    contents: Arc<StdMutex<Contents>>,
+    /// How likely a write is done at its own time: one to a memory device is done at once, in the
+    /// thread of who asks.
+    late: f64,
+}
 
 fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
@@ -53,7 +58,7 @@ impl LogStore for Areas {
         at: u64,
         count: usize,
     ) -> BoxFuture<Result<Vec<Block>, LogAreaError>> {
-        let contents = self.0.clone();
+        let contents = self.contents.clone();
         Box::pin(async move {
             let contents = lock(&contents);
             let block = |n| contents.get(&(area, n)).cloned().unwrap_or_else(Block::zero);
@@ -66,9 +71,12 @@ impl LogStore for Areas {
         at: u64,
         blocks: Vec<Block>,
     ) -> BoxFuture<Result<(), LogAreaError>> {
-        let contents = self.0.clone();
+        let contents = self.contents.clone();
+        let late = self.late;
         Box::pin(async move {
-            yield_now().await;
+            if thread_rng().gen_bool(late) {
+                yield_now().await;
+            }
             let copies = blocks.iter().map(|b| BlockMut::copy_of(&b[..]).freeze());
             let written = (at..).zip(copies).map(|(n, b)| ((area, n), b));
             lock(&contents).extend(written);
@@ -118,7 +126,8 @@ fn same(a: &Record, b: &Record) -> bool {
 
 impl Rig {
     async fn new() -> Arc<Self> {
-        let (ground, areas) = (Ground::default(), Areas::default());
+        let late = [1.0, 0.5, 0.1][thread_rng().gen_range(0..3)];
+        let (ground, areas) = (Ground::default(), Areas { late, ..Areas::default() });
         let store: Arc<dyn LogStore> = Arc::new(areas.clone());
         let nothing = recover(store.clone(), AGGREGATE, None).await.expect("an empty log");
         let options = NvlogOptions { aggregate: AGGREGATE, copies: 2, next_lsn: Lsn::new(1) };
@@ -182,12 +191,12 @@ impl Rig {
     }
 
     fn cut(&self) -> (Contents, Truth) {
-        (lock(&self.areas.0).clone(), lock(&self.truth).clone())
+        (lock(&self.areas.contents).clone(), lock(&self.truth).clone())
     }
 }
 
 async fn examine((contents, truth): (Contents, Truth)) {
-    let areas = Arc::new(Areas(Arc::new(StdMutex::new(contents))));
+    let areas = Arc::new(Areas { contents: Arc::new(StdMutex::new(contents)), late: 1.0 });
     let recovered = recover(areas, AGGREGATE, Some(truth.position)).await;
     let Recovered { records, .. } = recovered.expect("the log is whole");
     let mut found: BTreeMap<Lsn, &Record> = BTreeMap::new();
