@@ -137,12 +137,14 @@ impl Core {
         let mut stamps = self.load_stamps(group, &regions).await;
         self.drop_mute_disks(group, &mut stamps, &regions);
 
-        let mut jobs: Vec<Job> = {
+        let before: Vec<[u64; 4]> = {
             let marks = interval.marks.lock();
-            let before = |stripe| marks.get(&(group.group, stripe)).map(|mark| mark.mask);
-            let masked = stripes.into_iter().map(|s| (before(s.stripe).unwrap_or_default(), s));
-            masked.map(|(mask, stripe)| Job::new(group, &stamps, stripe, mask)).collect()
+            let mark = |stripe: &StripeWrite| marks.get(&(group.group, stripe.stripe));
+            stripes.iter().map(|s| mark(s).map_or_else(Default::default, |m| m.mask)).collect()
         };
+        let marked = stripes.into_iter().zip(before);
+        let mut jobs: Vec<Job> =
+            marked.map(|(stripe, before)| Job::new(group, &stamps, stripe, before)).collect();
         let computed = self.compute(group, &stamps, &mut jobs).await;
         if computed.is_err() {
             // Disks that died just now explain more than the stripe that missed them.
