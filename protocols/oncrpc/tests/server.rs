@@ -134,6 +134,26 @@ fn a_reply_lost_with_its_connection_is_given_to_the_retry() {
     f.until("given back", |f| f.server().metrics().bytes_in_flight == 0);
 }
 
+/// In whatever order they are taken up, the one in the middle has another one before it.
+#[test]
+fn calls_that_lost_their_connection_do_not_wait_for_each_other() {
+    let f = fixture();
+    let mut a = f.connect();
+    for key in 1..=3 {
+        a.send(&record(key, COUNT, &word(key)));
+    }
+    f.until("held", |f| f.service().held() == 3);
+    socket2::SockRef::from(&a.0).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(a);
+    f.until("closed", |f| f.server().metrics().connections == 0);
+    f.service().release(2);
+    f.until("done", |f| f.service().counted.load(Ordering::SeqCst) == 1);
+    f.service().release(1);
+    f.service().release(3);
+    f.until("given back", |f| f.server().metrics().bytes_in_flight == 0);
+    assert_eq!(f.service().counted.load(Ordering::SeqCst), 3);
+}
+
 #[test]
 fn half_closed_clients_get_their_replies() {
     let f = fixture();

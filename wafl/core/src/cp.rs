@@ -559,10 +559,8 @@ impl Run<'_> {
 
     async fn volume_maps(&mut self, engine: &mut Engine, mut f: Frozen) -> Result<(), CpError> {
         let volume = f.volume.clone();
-        let mut freed = core::mem::take(&mut f.freed).into_iter();
-        while !freed.as_slice().is_empty() {
-            self.free_vvbns(&volume, &mut f.vvbns, &mut freed).await?;
-        }
+        let freed = core::mem::take(&mut f.freed);
+        self.free_vvbns(&volume, &mut f.vvbns, freed).await?;
         let located = self.locate_active_map(&mut engine.space, &volume, &mut f.vvbns).await?;
         {
             let mut st = volume.lock();
@@ -635,35 +633,31 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Clears the bits of VVBNs that nothing names any more, of up to [`BITE_BLOCKS`] of them.
+    /// Clears the bits of VVBNs that nothing names any more, up to [`BITE_BLOCKS`] in one lock hold.
     async fn free_vvbns(
         &mut self,
         volume: &Arc<Volume>,
         vvbns: &mut Vvbns,
-        freed: &mut std::vec::IntoIter<BlockPtr>,
+        freed: Vec<BlockPtr>,
     ) -> Result<(), CpError> {
-        let stop = {
-            let mut st = volume.lock();
-            let mut stop = None;
-            for _ in 0..BITE_BLOCKS {
-                let Some(ptr) = freed.as_slice().first().copied() else { break };
-                let released = authority(&st, ptr)
-                    .and_then(|pvbn| vvbns.release(&mut st, ptr.vvbn).map(|()| pvbn));
-                match released {
-                    Ok(pvbn) => self.freed.push(pvbn),
-                    Err(at) => {
-                        stop = Some(at);
-                        break;
-                    }
-                }
-                freed.next();
+        let mut done = 0;
+        while done < freed.len() {
+            let bite = &freed[done..freed.len().min(done + BITE_BLOCKS)];
+            let freeing = {
+                let mut st = volume.lock();
+                bite.iter().try_for_each(|ptr| {
+                    let pvbn = authority(&st, *ptr)?;
+                    vvbns.release(&mut st, ptr.vvbn)?;
+                    self.freed.push(pvbn);
+                    done += 1;
+                    Ok(())
+                })
+            };
+            if let Err(at) = freeing {
+                self.inner.load(volume, vec![at]).await?;
             }
-            stop
-        };
-        match stop {
-            Some(at) => Ok(self.inner.load(volume, vec![at]).await?),
-            None => Ok(()),
         }
+        Ok(())
     }
 
     /// Gives every dirty block of the active map a place; giving one dirties more of the map, so
@@ -696,9 +690,8 @@ impl Run<'_> {
                 set_container(&mut volume.lock(), vvbn, pvbn);
                 let crc = Crc::new(0);
                 located.insert(key, (BlockPtr { vvbn, pvbn, crc }, tetris));
-                let mut freed = if old.is_hole() { Vec::new() } else { vec![old] }.into_iter();
-                while !freed.as_slice().is_empty() {
-                    self.free_vvbns(volume, vvbns, &mut freed).await?;
+                if !old.is_hole() {
+                    self.free_vvbns(volume, vvbns, vec![old]).await?;
                 }
             }
         }
