@@ -152,7 +152,7 @@ impl Device {
 pub(crate) enum Op {
     Read(Vec<BlockMut>),
     Write(Vec<Block>),
-    /// Write, then flush.
+    /// Write and make these blocks stable.
     WriteStable(Vec<Block>),
     Flush,
     Discard(Blocks),

@@ -63,7 +63,8 @@ fn at_once(device: &Device, at: Dbn, op: &Op) -> Option<Answer> {
             let reason = "an earlier flush failed: what is stable is unknown".to_owned();
             Some(Err(DiskError::Gone { reason }))
         }
-        Op::Read(_) | Op::Write(_) | Op::Discard(_) if op.blocks() == 0 => Some(Ok(Vec::new())),
+        Op::Flush => None,
+        _ if op.blocks() == 0 => Some(Ok(Vec::new())),
         _ => None,
     }
 }
@@ -95,13 +96,9 @@ impl Disk for DriverDisk {
         let answer = self.start(at, Op::Write(blocks));
         Box::pin(async move { answer.await.map(drop) })
     }
-    fn write_stable(
-        &self,
-        at: Dbn,
-        blocks: Vec<Block>,
-    ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
+    fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
         let answer = self.start(at, Op::WriteStable(blocks));
-        Ok(Box::pin(async move { answer.await.map(drop) }))
+        Box::pin(async move { answer.await.map(drop) })
     }
     fn write_now(&self, at: Dbn, blocks: &[Block]) -> Option<Result<(), DiskError>> {
         let device = &self.device;

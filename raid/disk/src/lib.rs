@@ -5,8 +5,9 @@
 //! # What a driver must do
 //! - Run any number of requests at once, in any order, and never panic for any address.
 //! - After `flush` returned `Ok`, every write that had *completed* before `flush` was called is on
-//!   stable storage. Nothing else orders writes: an unflushed write may be lost, torn at 512-byte
-//!   boundaries, or land after a later one.
+//!   stable storage, and after `write_stable` returned `Ok` the blocks of this one write are. Nothing
+//!   else orders writes: an unflushed write may be lost, torn at 512-byte boundaries, or land after
+//!   a later one to other blocks.
 //! - Report a failure as the [`DiskError`] that says what can be done about it.
 //! - Own the buffers of a request until the device is done with them, even when the future is
 //!   dropped: a dropped future abandons the answer, not the request.
@@ -141,18 +142,12 @@ pub trait Disk: Send + Sync + 'static {
     /// After an error it is unknown which writes are stable; the disk must be taken out.
     fn flush(&self) -> BoxFuture<Result<(), DiskError>>;
 
-    /// Writes `blocks` from `at` on and makes them stable, in one request. A driver that has no
-    /// such request gives the blocks back: the caller writes and flushes them.
+    /// Writes `blocks` from `at` on and makes them stable, in one request. Nothing else becomes
+    /// stable by it: what other writes left in the device's cache may still be lost.
     ///
     /// # Errors
-    /// In the future: those of [`Self::write`]; a flush that failed is [`DiskError::Gone`].
-    fn write_stable(
-        &self,
-        _at: Dbn,
-        blocks: Vec<Block>,
-    ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
-        Err(blocks)
-    }
+    /// Those of [`Self::write`]; a flush that failed is [`DiskError::Gone`].
+    fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>>;
 
     /// Writes `blocks` from `at` on before it returns, where the device is memory and nobody need
     /// wait for it; `None` where it is not.

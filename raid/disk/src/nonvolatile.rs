@@ -34,15 +34,11 @@ impl Disk for NonVolatile {
     fn flush(&self) -> BoxFuture<Result<(), DiskError>> {
         Box::pin(core::future::ready(Ok(())))
     }
-    fn write_stable(
-        &self,
-        at: Dbn,
-        blocks: Vec<Block>,
-    ) -> Result<BoxFuture<Result<(), DiskError>>, Vec<Block>> {
-        Ok(match self.0.write_now(at, &blocks) {
+    fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
+        match self.0.write_now(at, &blocks) {
             Some(done) => Box::pin(core::future::ready(done)),
             None => self.0.write(at, blocks),
-        })
+        }
     }
     fn write_now(&self, at: Dbn, blocks: &[Block]) -> Option<Result<(), DiskError>> {
         self.0.write_now(at, blocks)

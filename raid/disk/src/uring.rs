@@ -54,8 +54,6 @@ const RETRIES_MAX: u32 = 16;
 const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Marks the completion of the eventfd read.
 const WAKE: u64 = u64::MAX;
-/// Marks the completion of the flush behind the write of a slot.
-const SYNC: u64 = 1 << 62;
 
 const _: () = assert!(DISK_REQUESTS_MAX <= COMPLETIONS as usize);
 
@@ -179,8 +177,9 @@ struct InFlight {
     done: u64,
     retries: u32,
     deadline: Instant,
-    /// Results so far of a write that is to be stable: the write, the flush linked to it.
-    linked: [Option<i32>; 2],
+    /// What the kernel said of a stable write that failed. Whether the write or its flush did, it
+    /// does not say: the blocks are written once more without a flush, to find out.
+    stable_failed: Option<i32>,
 }
 
 /// Slabs of the block pool that the kernel knows, by address.
@@ -328,7 +327,8 @@ impl Back {
             Op::Flush | Op::Discard(_) => Vector::of_blocks(&[]),
         };
         let deadline = now() + self.timeout;
-        let flight = InFlight { request, vector, done: 0, retries: 0, deadline, linked: [None; 2] };
+        let (done, retries, stable_failed) = (0, 0, None);
+        let flight = InFlight { request, vector, done, retries, deadline, stable_failed };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -348,22 +348,14 @@ impl Back {
             None => None,
         };
         let entry = entry_for(flight, fixed).user_data(slot as u64);
-        if !matches!(flight.request.op, Op::WriteStable(_)) {
-            return self.push(&[entry]);
-        }
-        // The flush begins when the write has succeeded; else it is cancelled.
-        let raw = flight.request.head.device.file.as_raw_fd();
-        let sync = opcode::Fsync::new(types::Fd(raw)).flags(types::FsyncFlags::DATASYNC).build();
-        let sync = sync.user_data(slot as u64 | SYNC);
-        self.push(&[entry.flags(squeue::Flags::IO_LINK), sync])
+        self.push(&entry)
     }
 
-    /// Submits entries one behind the other, in one call into the kernel.
-    fn push(&mut self, entries: &[squeue::Entry]) -> io::Result<()> {
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
-            // SAFETY: the memory that the entries name is owned by a slot (or is `wake_count`) and
+            // SAFETY: the memory that the entry names is owned by a slot (or is `wake_count`) and
             // stays there until its completion; if the thread ends first, it is leaked.
-            if unsafe { self.ring.submission().push_multiple(entries) }.is_ok() {
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
             match self.ring.submit() {
@@ -383,7 +375,7 @@ impl Back {
                 self.wake_count.as_mut_ptr(),
                 8,
             );
-            self.push(&[read.build().user_data(WAKE)])?;
+            self.push(&read.build().user_data(WAKE))?;
             self.wake_armed = true;
         }
         let idle = {
@@ -438,29 +430,22 @@ impl Back {
     fn reap(&mut self) -> io::Result<()> {
         self.collect();
         while let Some((user_data, result)) = self.completions.pop() {
-            match usize::try_from(user_data & !SYNC) {
-                Ok(slot) if user_data != WAKE => self.complete(slot, user_data & SYNC, result)?,
+            match usize::try_from(user_data) {
+                Ok(slot) if user_data != WAKE => self.complete(slot, result)?,
                 _ => self.wake_armed = false,
             }
         }
         Ok(())
     }
 
-    fn complete(&mut self, slot: usize, sync: u64, result: i32) -> io::Result<()> {
+    fn complete(&mut self, slot: usize, result: i32) -> io::Result<()> {
         let Some(mut flight) = self.slots.get_mut(slot).and_then(Option::take) else {
             return Ok(());
         };
-        let progress = match flight.request.op {
-            Op::WriteStable(_) => {
-                flight.linked[usize::from(sync != 0)] = Some(result);
-                let [Some(write), Some(sync)] = flight.linked else {
-                    self.slots[slot] = Some(flight);
-                    return Ok(());
-                };
-                flight.linked = [None; 2];
-                flight.progress_stable(write, sync)
-            }
-            _ => flight.progress(result),
+        let progress = match (&flight.request.op, flight.stable_failed) {
+            (Op::WriteStable(_), None) => flight.progress_stable(result),
+            (_, None) => flight.progress(result),
+            (_, Some(errno)) => flight.progress_failed(result, errno),
         };
         match progress {
             Progress::Again => {
@@ -502,20 +487,30 @@ enum Progress {
 }
 
 impl InFlight {
-    /// What the kernel's answers to a write and the flush behind it mean.
-    fn progress_stable(&mut self, write: i32, sync: i32) -> Progress {
-        match self.progress(write) {
-            Progress::Ended(Ok(())) if sync < 0 => {}
-            other => return other,
+    /// What the kernel's answer to a stable write means.
+    fn progress_stable(&mut self, result: i32) -> Progress {
+        let errno = result.saturating_neg();
+        if errno <= 0 || self.is_to_retry(errno) {
+            return self.progress(result);
         }
-        let errno = sync.saturating_neg();
-        if matches!(errno, libc::EAGAIN | libc::EINTR | libc::ECANCELED)
-            && self.retries < RETRIES_MAX
-        {
-            self.retries += 1;
-            return Progress::Again;
+        self.stable_failed = Some(errno);
+        Progress::Again
+    }
+
+    /// What it means that the blocks of a stable write that failed were, or were not, written
+    /// without a flush.
+    fn progress_failed(&mut self, result: i32, errno: i32) -> Progress {
+        match self.progress(result) {
+            // They can be written: the flush failed.
+            Progress::Ended(Ok(())) => {
+                Progress::Ended(Err(flush_error(&self.request.head.device, errno)))
+            }
+            other => other,
         }
-        Progress::Ended(Err(flush_error(&self.request.head.device, errno)))
+    }
+
+    fn is_to_retry(&self, errno: i32) -> bool {
+        matches!(errno, libc::EAGAIN | libc::EINTR) && self.retries < RETRIES_MAX
     }
 
     /// What the kernel's answer means.
@@ -524,7 +519,7 @@ impl InFlight {
         let device = &self.request.head.device;
         let Ok(bytes) = usize::try_from(result) else {
             let errno = result.saturating_neg();
-            if matches!(errno, libc::EAGAIN | libc::EINTR) && self.retries < RETRIES_MAX {
+            if self.is_to_retry(errno) {
                 self.retries += 1;
                 return Progress::Again;
             }
@@ -561,6 +556,10 @@ fn entry_for(flight: &InFlight, fixed: Option<u16>) -> squeue::Entry {
     let raw: RawFd = request.head.device.file.as_raw_fd();
     let fd = types::Fd(raw);
     let offset = request.offset() + flight.done;
+    // The kernel makes the blocks of a write with this flag stable before it says that it is done:
+    // by a flush of its own, or in the same request where the device can.
+    let stable = matches!(request.op, Op::WriteStable(_)) && flight.stable_failed.is_none();
+    let flags = if stable { libc::RWF_DSYNC } else { 0 };
     let write = match &request.op {
         Op::Read(_) => false,
         Op::Write(_) | Op::WriteStable(_) => true,
@@ -577,13 +576,15 @@ fn entry_for(flight: &InFlight, fixed: Option<u16>) -> squeue::Entry {
     let len = |n: usize| u32::try_from(n).unwrap_or(0);
     match (flight.vector.single(), fixed) {
         (Some((page, bytes)), Some(index)) if write => {
-            opcode::WriteFixed::new(fd, page, len(bytes), index).offset(offset).build()
+            let write = opcode::WriteFixed::new(fd, page, len(bytes), index);
+            write.offset(offset).rw_flags(flags).build()
         }
         (Some((page, bytes)), Some(index)) => {
             opcode::ReadFixed::new(fd, page, len(bytes), index).offset(offset).build()
         }
         _ if write => {
-            opcode::Writev::new(fd, pieces.as_ptr(), len(pieces.len())).offset(offset).build()
+            let write = opcode::Writev::new(fd, pieces.as_ptr(), len(pieces.len()));
+            write.offset(offset).rw_flags(flags).build()
         }
         _ => opcode::Readv::new(fd, pieces.as_ptr(), len(pieces.len())).offset(offset).build(),
     }

@@ -337,7 +337,7 @@ fn stable_writes_are_written_and_flushed_in_one_request() {
         let disk = open_one(&path, driver).unwrap();
         let stable = |at: u64, count: usize| {
             let blocks = (0..count).map(|i| pattern(at + i as u64)).collect();
-            disk.write_stable(Dbn::new(at), blocks).expect("both drivers have such a request")
+            disk.write_stable(Dbn::new(at), blocks)
         };
         let before = disk.counters();
         let mut writes = Vec::new();
@@ -369,6 +369,32 @@ fn stable_writes_are_written_and_flushed_in_one_request() {
     }
 }
 
+/// Flushes that the kernel sent to a block device.
+fn flushes_of(device: &Loop) -> u64 {
+    let name = device.0.file_name().unwrap().to_str().unwrap();
+    let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+    // Documented in the kernel's `Documentation/block/stat.rst`.
+    stat.split_whitespace().nth(15).expect("kernels since 5.5 count flushes").parse().unwrap()
+}
+
+/// A device with a volatile cache is made to empty it before a stable write is done.
+#[test]
+fn stable_writes_empty_the_cache_of_the_device() {
+    for driver in drivers() {
+        let scratch = Scratch::new();
+        let file = scratch.disk("d");
+        let Some(device) = Loop::new(&file) else { return };
+        let disk = open_one(&device.0, driver).unwrap();
+        let before = flushes_of(&device);
+        block_on(disk.write(Dbn::new(7), vec![pattern(1)])).unwrap();
+        assert_eq!(flushes_of(&device), before, "{driver:?}: a plain write is not stable");
+        for n in 1..=10 {
+            block_on(disk.write_stable(Dbn::new(n * 3), vec![pattern(n); 2])).unwrap();
+            assert_eq!(flushes_of(&device), before + n, "{driver:?}");
+        }
+    }
+}
+
 /// The time of a stable write is up: what the device holds is unknown from then on.
 #[test]
 fn stable_write_that_timed_out_is_never_followed_by_a_flush_that_is_ok() {
@@ -376,7 +402,7 @@ fn stable_write_that_timed_out_is_never_followed_by_a_flush_that_is_ok() {
         let scratch = Scratch::new();
         let options = DriverOptions { driver, request_timeout: Duration::ZERO };
         let disk = open_with(&scratch.disk("d"), options).unwrap();
-        let write = disk.write_stable(Dbn::new(7), vec![pattern(1)]).expect("the ring has one");
+        let write = disk.write_stable(Dbn::new(7), vec![pattern(1)]);
         assert!(matches!(block_on(write), Err(DiskError::TimedOut { .. })));
         let later = block_on(disk.flush());
         assert!(matches!(&later, Err(DiskError::Gone { reason }) if reason.contains("flush")));
@@ -388,7 +414,7 @@ fn stable_write_that_timed_out_is_never_followed_by_a_flush_that_is_ok() {
 fn nonvolatile_device_conforms_and_is_not_flushed() {
     let scratch = Scratch::new();
     let disk = NonVolatile::new(open_one(&scratch.disk("d"), Driver::Auto).unwrap());
-    let write = disk.write_stable(Dbn::new(3), vec![pattern(3), pattern(4)]).expect("it has one");
+    let write = disk.write_stable(Dbn::new(3), vec![pattern(3), pattern(4)]);
     block_on(write).unwrap();
     block_on(disk.flush()).unwrap();
     let found = block_on(read_blocks(&disk, 3, 2));
@@ -419,7 +445,7 @@ fn memory_is_written_at_once_and_nothing_else_is() {
     assert_eq!((counters.writes, counters.blocks_written, counters.errors), (1, 3, 1));
     // As a log has it: the answer is there when it is asked for.
     let log = NonVolatile::new(disk);
-    let write = log.write_stable(Dbn::new(1), vec![pattern(1)]).expect("it has one");
+    let write = log.write_stable(Dbn::new(1), vec![pattern(1)]);
     let answer = pin!(write).poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(answer, Poll::Ready(Ok(())));
 }

@@ -203,17 +203,12 @@ impl LogStore for LogAreas {
                 .map(|member| {
                     let (member, blocks) = (member.clone(), blocks.clone());
                     let write: BoxFuture<_> = Box::pin(async move {
-                        let mut blocks = blocks;
                         if blocks.len() <= REQUEST_BLOCKS_MAX && !mutant("log-write-not-flushed") {
                             let to = Dbn::new(member.layout.log_at + at);
                             let (dbn, n) = (to.get(), blocks.len());
-                            match member.disk.write_stable(to, blocks) {
-                                Ok(done) => {
-                                    tracing::trace!(disk = %member.uuid, dbn, blocks = n, "log write");
-                                    return done.await.map_err(AreaFault::Write);
-                                }
-                                Err(back) => blocks = back,
-                            }
+                            tracing::trace!(disk = %member.uuid, dbn, blocks = n, "log write");
+                            let done = member.disk.write_stable(to, blocks);
+                            return done.await.map_err(AreaFault::Write);
                         }
                         write_area(&member, at, blocks).await.map_err(AreaFault::Write)?;
                         if mutant("log-write-not-flushed") {

@@ -107,15 +107,10 @@ impl Member {
         Ok(bufs.into_iter().map(BlockMut::freeze).collect())
     }
 
-    /// Writes and flushes, apart from the flush intervals (labels, configuration, logs, roots).
+    /// Makes a write stable by itself, apart from the flush intervals (labels, configuration, logs,
+    /// roots).
     pub(crate) async fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> Result<(), DiskError> {
-        match self.disk.write_stable(at, blocks) {
-            Ok(done) => done.await,
-            Err(blocks) => {
-                self.disk.write(at, blocks).await?;
-                self.disk.flush().await
-            }
-        }
+        self.disk.write_stable(at, blocks).await
     }
 }
 

@@ -93,6 +93,29 @@ impl TapeDisk {
         Err(DiskError::OutOfRange { at, count: Blocks::new(count as u64) })
     }
 
+    /// Begins a write whose end `done` tells.
+    fn begin_write(
+        &self,
+        at: Dbn,
+        blocks: Vec<Block>,
+        done: fn(usize) -> Event,
+    ) -> BoxFuture<Result<(), DiskError>> {
+        if let Err(error) = self.check(at, blocks.len()) {
+            return Box::pin(core::future::ready(Err(error)));
+        }
+        let done = self.recorder.as_ref().map(|r| {
+            let blocks = blocks.iter().cloned().map(Content::new).collect();
+            done(r.tape.push(Event::Write { disk: self.number, at: at.get(), blocks }))
+        });
+        {
+            let mut state = self.lock();
+            state.counters.writes += 1;
+            state.counters.blocks_written += blocks.len() as u64;
+            state.written.extend((at.get()..).zip(blocks));
+        }
+        self.answer((), done)
+    }
+
     /// Answers `Ok(value)` after the disk's time and then notes `done`.
     fn answer<T: Send + 'static>(
         &self,
@@ -144,21 +167,12 @@ impl Disk for TapeDisk {
     }
 
     fn write(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
-        if let Err(error) = self.check(at, blocks.len()) {
-            return Box::pin(core::future::ready(Err(error)));
-        }
-        let done = self.recorder.as_ref().map(|r| {
-            let blocks = blocks.iter().cloned().map(Content::new).collect();
-            let event = Event::Write { disk: self.number, at: at.get(), blocks };
-            Event::WriteDone(r.tape.push(event))
-        });
-        {
-            let mut state = self.lock();
-            state.counters.writes += 1;
-            state.counters.blocks_written += blocks.len() as u64;
-            state.written.extend((at.get()..).zip(blocks));
-        }
-        self.answer((), done)
+        self.begin_write(at, blocks, Event::WriteDone)
+    }
+
+    fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
+        self.lock().counters.flushes += 1;
+        self.begin_write(at, blocks, Event::WriteStableDone)
     }
 
     fn flush(&self) -> BoxFuture<Result<(), DiskError>> {

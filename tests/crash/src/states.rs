@@ -172,6 +172,22 @@ impl<'r> Walk<'r> {
                 }
                 News::No
             }
+            Event::WriteStableDone(write) => {
+                let stable = self.pending.iter().position(|w| w.event == *write);
+                if let Some(stable) = stable.map(|at| self.pending.remove(at)) {
+                    let end = |w: &Pending<'_>| w.at + w.blocks.len() as u64;
+                    let overlaps = |w: &mut Pending<'_>| {
+                        let older = w.disk == stable.disk && w.event < stable.event;
+                        older && w.at < end(&stable) && stable.at < end(w)
+                    };
+                    // What lay below it in the cache cannot come back over it.
+                    let below: Vec<Pending<'r>> = self.pending.extract_if(.., overlaps).collect();
+                    for write in below.iter().chain([&stable]) {
+                        keep(&mut self.durable[write.disk], write);
+                    }
+                }
+                News::No
+            }
             Event::Flush { disk } => {
                 let covered = self.pending.iter().filter(|w| w.disk == *disk && w.taken);
                 self.flushes.insert(here, covered.map(|w| w.event).collect());
@@ -369,6 +385,7 @@ pub fn describe(recording: &Recording, spec: Spec) -> String {
             Event::WriteDone(write) => format!("    taken: {write}"),
             Event::Flush { disk } => format!("d{disk} flush"),
             Event::FlushDone(flush) => format!("    durable: flush {flush}"),
+            Event::WriteStableDone(write) => format!("    durable: write {write}"),
             Event::Promise { number, change } => format!("promise {number} {change:?}"),
         };
         lines.push(format!("{at:5} {line}"));

@@ -29,6 +29,8 @@ pub enum Event {
     },
     /// The disk said that it took the write that this event (by its place on the tape) began.
     WriteDone(usize),
+    /// The disk said that it took this write and made it durable.
+    WriteStableDone(usize),
     /// A flush was handed to a disk.
     Flush {
         /// Which disk.

@@ -1,7 +1,7 @@
 //! Disks in memory, and what a power cut leaves of them.
 //!
 //! Layer: interleaving harness. A request takes effect whole, some time after it was given; a
-//! flush makes stable what was written. [`Shelf::cut`] takes the state of all disks at one moment
+//! flush makes stable what was written before it, a stable write its own blocks. [`Shelf::cut`] takes the state of all disks at one moment
 //! while everything goes on: the test then starts a second node on it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,9 +14,21 @@ use cairn_units::{Blocks, Dbn};
 #[derive(Clone, Default)]
 struct Medium {
     blocks: BTreeMap<u64, Block>,
-    /// What blocks written since the last flush were before.
+    /// What blocks were before, of which something else is not stable yet.
     before: BTreeMap<u64, Option<Block>>,
     counters: DiskCounters,
+}
+
+impl Medium {
+    fn take(&mut self, at: Dbn, blocks: Vec<Block>) {
+        self.counters.writes += 1;
+        for (n, block) in (at.get()..).zip(blocks) {
+            // A copy: what the host does to its buffer later is not on the disk.
+            let block = BlockMut::copy_of(&block[..]).freeze();
+            let old = self.blocks.insert(n, block);
+            self.before.entry(n).or_insert(old);
+        }
+    }
 }
 
 /// One disk. Its lock is not one that the scheduler knows: requests take effect whole.
@@ -128,14 +140,22 @@ impl Disk for MemDisk {
         Box::pin(async move {
             checked?;
             shuttle::future::yield_now().await;
+            lock(&medium).take(at, blocks);
+            Ok(())
+        })
+    }
+    fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
+        let (checked, medium) = (self.check(at, blocks.len()), self.medium.clone());
+        let covered = at.get()..at.get() + blocks.len() as u64;
+        Box::pin(async move {
+            checked?;
+            shuttle::future::yield_now().await;
+            lock(&medium).take(at, blocks);
+            // Taken, and not yet stable.
+            shuttle::future::yield_now().await;
             let mut medium = lock(&medium);
-            medium.counters.writes += 1;
-            for (n, block) in (at.get()..).zip(blocks) {
-                // A copy: what the host does to its buffer later is not on the disk.
-                let block = BlockMut::copy_of(&block[..]).freeze();
-                let old = medium.blocks.insert(n, block);
-                medium.before.entry(n).or_insert(old);
-            }
+            medium.counters.flushes += 1;
+            medium.before.retain(|at, _| !covered.contains(at));
             Ok(())
         })
     }

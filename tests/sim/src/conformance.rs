@@ -145,20 +145,26 @@ async fn addresses_outside_are_refused(disk: &dyn Disk) {
         let bufs = vec![BlockMut::dirty(), BlockMut::dirty()];
         assert!(outside(disk.read(Dbn::new(at), bufs).await.map(drop)), "read at {at}");
         let two = vec![Block::zero(), Block::zero()];
-        assert!(outside(disk.write(Dbn::new(at), two).await), "write at {at}");
+        assert!(outside(disk.write(Dbn::new(at), two.clone()).await), "write at {at}");
+        assert!(outside(disk.write_stable(Dbn::new(at), two).await), "stable write at {at}");
         assert!(outside(disk.discard(Dbn::new(at), Blocks::new(2)).await), "discard at {at}");
     }
     let long = vec![Block::zero(); REQUEST_BLOCKS_MAX + 1];
-    assert!(outside(disk.write(Dbn::new(0), long).await), "a request over the limit");
+    assert!(outside(disk.write(Dbn::new(0), long.clone()).await), "a request over the limit");
+    assert!(outside(disk.write_stable(Dbn::new(0), long).await), "a request over the limit");
     // An empty request is not an error, and does nothing.
     assert!(disk.read(Dbn::new(3), Vec::new()).await.is_ok_and(|b| b.is_empty()));
     assert!(disk.write(Dbn::new(3), Vec::new()).await.is_ok());
+    assert!(disk.write_stable(Dbn::new(3), Vec::new()).await.is_ok());
     assert!(disk.discard(Dbn::new(3), Blocks::new(0)).await.is_ok());
     assert!(read_blocks(disk, blocks - 1, 1).await[0].iter().all(|b| *b == 0));
 }
 
 async fn many_requests_at_once(disk: &dyn Disk) {
-    let writes = (0..400u64).map(|i| disk.write(Dbn::new(i * 3), vec![pattern(i), pattern(i + 1)]));
+    let writes = (0..400u64).map(|i| {
+        let (at, blocks) = (Dbn::new(i * 3), vec![pattern(i), pattern(i + 1)]);
+        if i % 3 == 0 { disk.write_stable(at, blocks) } else { disk.write(at, blocks) }
+    });
     for done in join_all(writes.collect()).await {
         done.expect("write");
     }

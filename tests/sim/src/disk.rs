@@ -94,6 +94,7 @@ pub struct SimDisk {
 enum Order {
     Read(Vec<BlockMut>),
     Write(Vec<Block>),
+    WriteStable(Vec<Block>),
     Discard(u64),
     Flush,
 }
@@ -102,7 +103,7 @@ impl Order {
     fn blocks(&self) -> u64 {
         match self {
             Self::Read(bufs) => bufs.len() as u64,
-            Self::Write(blocks) => blocks.len() as u64,
+            Self::Write(blocks) | Self::WriteStable(blocks) => blocks.len() as u64,
             Self::Discard(count) => *count,
             Self::Flush => 0,
         }
@@ -250,20 +251,21 @@ impl SimDisk {
             return Some(error);
         }
         let faults = &state.faults;
-        let writes = matches!(order, Order::Write(_) | Order::Discard(_) | Order::Flush);
+        let writes = !matches!(order, Order::Read(_));
         if writes && faults.fenced {
             return Some(DiskError::Fenced);
         }
         let range = at..at + count;
         let bad = match order {
             Order::Read(_) => first_in(&faults.bad_reads, &range),
-            Order::Write(_) => first_in(&faults.bad_writes, &range),
+            Order::Write(_) | Order::WriteStable(_) => first_in(&faults.bad_writes, &range),
             Order::Discard(_) | Order::Flush => None,
         };
         if let Some(bad) = bad {
             return Some(DiskError::Medium { at: Dbn::new(bad), count: Blocks::new(1) });
         }
-        let full = faults.host_full_at.filter(|_| matches!(order, Order::Write(_)))?;
+        let fills = matches!(order, Order::Write(_) | Order::WriteStable(_));
+        let full = faults.host_full_at.filter(|_| fills)?;
         if state.allocated() + state.would_allocate(at, count) > full {
             return Some(DiskError::Gone { reason: "the host file system is full".to_owned() });
         }
@@ -272,15 +274,18 @@ impl SimDisk {
 
     fn latency(&self, state: &State, order: &Order) -> u64 {
         let config = &self.medium.config;
-        let range = match order {
-            Order::Read(_) => &config.read_latency,
-            Order::Write(_) | Order::Discard(_) => &config.write_latency,
-            Order::Flush => &config.flush_latency,
-        };
         let nanos = |d: &Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let (from, to) = (nanos(range.start()), nanos(range.end()));
-        let spread = to.saturating_sub(from).saturating_add(1);
-        let chosen = from + self.medium.world.with_rng(|rng| rng.below(spread));
+        let choose = |range: &RangeInclusive<Duration>| {
+            let (from, to) = (nanos(range.start()), nanos(range.end()));
+            let spread = to.saturating_sub(from).saturating_add(1);
+            from + self.medium.world.with_rng(|rng| rng.below(spread))
+        };
+        let chosen = match order {
+            Order::Read(_) => choose(&config.read_latency),
+            Order::Write(_) | Order::Discard(_) => choose(&config.write_latency),
+            Order::WriteStable(_) => choose(&config.write_latency) + choose(&config.flush_latency),
+            Order::Flush => choose(&config.flush_latency),
+        };
         chosen.saturating_mul(state.faults.slow_factor.max(1))
     }
 
@@ -305,15 +310,18 @@ impl SimDisk {
         let kind = match &order {
             Order::Read(_) => Event::DiskRead,
             Order::Write(_) => Event::DiskWrite,
+            Order::WriteStable(_) => Event::DiskWriteStable,
             Order::Discard(_) => Event::DiskDiscard,
             Order::Flush => Event::DiskFlush,
         };
         let content = match &order {
-            Order::Write(blocks) => blocks.iter().fold(0, |crc, block| {
-                let mut hasher = crc32fast::Hasher::new_with_initial(crc);
-                hasher.update(&block[..]);
-                hasher.finalize()
-            }),
+            Order::Write(blocks) | Order::WriteStable(blocks) => {
+                blocks.iter().fold(0, |crc, block| {
+                    let mut hasher = crc32fast::Hasher::new_with_initial(crc);
+                    hasher.update(&block[..]);
+                    hasher.finalize()
+                })
+            }
             _ => 0,
         };
         world.event(kind, at, (u64::from(content) << 32) | order.blocks());
@@ -324,7 +332,9 @@ impl SimDisk {
         if refused.is_none() {
             match &order {
                 Order::Read(_) => {}
-                Order::Write(blocks) => state.start_write(request, at, blocks.clone()),
+                Order::Write(blocks) | Order::WriteStable(blocks) => {
+                    state.start_write(request, at, blocks.clone());
+                }
                 Order::Discard(count) => self.start_discard(&mut state, request, at, *count),
                 Order::Flush => state.start_flush(request),
             }
@@ -405,6 +415,13 @@ impl SimDisk {
                 state.counters.blocks_written += count;
                 Ok(Vec::new())
             }
+            (None, Order::WriteStable(_)) => {
+                state.finish_stable(request);
+                state.counters.writes += 1;
+                state.counters.blocks_written += count;
+                state.counters.flushes += 1;
+                Ok(Vec::new())
+            }
             (None, Order::Discard(_)) => {
                 state.finish_write(request);
                 Ok(Vec::new())
@@ -430,6 +447,10 @@ impl Disk for SimDisk {
     }
     fn write(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
         let answer = self.start(at, Order::Write(blocks));
+        Box::pin(async move { answer.await.map(drop) })
+    }
+    fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
+        let answer = self.start(at, Order::WriteStable(blocks));
         Box::pin(async move { answer.await.map(drop) })
     }
     fn flush(&self) -> BoxFuture<Result<(), DiskError>> {

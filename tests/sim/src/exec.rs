@@ -41,6 +41,7 @@ pub(crate) enum Event {
     Entropy,
     DiskRead,
     DiskWrite,
+    DiskWriteStable,
     DiskFlush,
     DiskDiscard,
     DiskDone,

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! write: start ─→ inflight ─(latency)─→ unflushed + visible ─flush done─→ durable
+//! stable write: start ─→ inflight ─(latency)─→ durable + visible; others stay unflushed
 //! power_cut:      inflight and unflushed: kept, dropped, torn or reordered ─→ durable = visible
 //! ```
 //! Invariant: `current` is `durable` with `unflushed` applied in order of completion (but for
@@ -166,6 +167,24 @@ impl State {
             self.current.insert(at, block.clone());
         }
         self.unflushed.push(write);
+    }
+
+    /// The device has taken the write and made it durable: this one, and what of the others it
+    /// overwrites.
+    pub(crate) fn finish_stable(&mut self, request: u64) {
+        let before = self.done_seq;
+        self.finish_write(request);
+        if self.done_seq == before {
+            return;
+        }
+        let Some(stable) = self.unflushed.pop() else { return };
+        let end = |w: &PendingWrite| w.at + w.blocks.len() as u64;
+        let overlaps = |w: &mut PendingWrite| w.at < end(&stable) && stable.at < end(w);
+        // What lay below it in the cache cannot come back over it.
+        let below: Vec<PendingWrite> = self.unflushed.extract_if(.., overlaps).collect();
+        for write in below.into_iter().chain([stable]) {
+            self.keep(write);
+        }
     }
 
     pub(crate) fn finish_flush(&mut self, request: u64) {

@@ -149,6 +149,31 @@ fn flushed_writes_survive_every_power_cut() {
     }
 }
 
+/// A stable write makes nothing durable but itself, and what it overwrites never comes back.
+#[test]
+fn stable_writes_survive_every_power_cut_and_take_no_other_with_them() {
+    let mut lost = 0;
+    for seed in 0..200 {
+        let sim = SimWorld::new(seed);
+        let disk = disk_of(&sim);
+        sim.block_on(async {
+            put(&disk, 1, 1).await;
+            put(&disk, 5, 5).await;
+            let blocks = vec![pattern(10), pattern(11), pattern(12)];
+            disk.driver().write_stable(Dbn::new(0), blocks).await.unwrap();
+        });
+        sim.power_cut();
+        let disk = disk.reattach();
+        sim.block_on(async {
+            for i in 0..3 {
+                assert_eq!(get(&disk, i).await, pattern(10 + i)[..], "seed {seed} block {i}");
+            }
+            lost += usize::from(get(&disk, 5).await[..] != pattern(5)[..]);
+        });
+    }
+    assert!((20..180).contains(&lost), "the other write is lost {lost} times of 200");
+}
+
 #[test]
 fn unflushed_writes_are_kept_dropped_torn_and_reordered() {
     let (mut kept, mut dropped, mut torn, mut reordered) = (0, 0, 0, 0);
