@@ -6,10 +6,12 @@
 //! # Who writes
 //! Whoever waits for a record starts the next round itself, unless one is under way: all that was
 //! appended before it goes along, and where the areas are memory the round is over at once, without
-//! another thread. A round that is not over is handed to the writer task, which goes on with what was
-//! appended meanwhile. Nobody else may hold a round over an await: the future of a waiter may be dropped,
-//! or not be polled until another one that waits for the same round is done. One round at a time:
-//! [`State::next_round`] gives none while another is not completed.
+//! another thread. A round that is not over lies in a slot ([`Handed`]), and somebody looks after it:
+//! whoever started it as long as nobody else waits for anything of the log (no other thread is woken
+//! then), else the writer task, which goes on with what was appended meanwhile. The round stays in the
+//! slot between two looks at it, so that the writer can take it at any moment: the future of a waiter
+//! may be dropped, or not be polled until another one that waits for the same round is done. One round at
+//! a time: [`State::next_round`] gives none while another is not completed.
 //!
 //! # Start
 //! ```text
@@ -22,7 +24,7 @@
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use cairn_raid_api::{LogAreaError, LogStore};
 use cairn_sys::lock::atomic::{AtomicUsize, Ordering};
@@ -31,6 +33,7 @@ use cairn_sys::{BoxFuture, World, mutant};
 use cairn_units::{AggregateUuid, Blocks, Lsn};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
+use tracing::instrument::Instrumented;
 
 use crate::format::{LogId, encode};
 use crate::join::JoinAll;
@@ -63,8 +66,7 @@ struct Shared {
     /// Copies of the halves that are opened from now on.
     copies: AtomicUsize,
     state: Mutex<State>,
-    /// A round that somebody started, for the writer to see through.
-    handed: Mutex<Option<Started>>,
+    handed: Mutex<Handed>,
     /// There may be something to write.
     work: Notify,
     /// Room, phase or need may have changed.
@@ -78,7 +80,49 @@ const ROUNDS_AT_ONCE_MAX: usize = 4;
 /// A round whose writes are on their way.
 struct Started {
     round: Round,
-    writes: JoinAll<Result<(), LogAreaError>>,
+    writes: Instrumented<JoinAll<Result<(), LogAreaError>>>,
+}
+
+/// The round under way that its starter did not see the end of, and who waits.
+#[derive(Default)]
+struct Handed {
+    /// None while somebody looks at it.
+    round: Option<Started>,
+    /// The only one who waits looks after the round; else the writer does.
+    kept: bool,
+    /// Those who wait for the log: for records, for room, for a half.
+    waiting: usize,
+}
+
+/// One who waits for the log.
+struct Waiting(Weak<Shared>);
+
+impl Waiting {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let mut handed = shared.handed.lock();
+        handed.waiting += 1;
+        // Whoever keeps a round does not hold up others.
+        let call = !mutant("kept-round-not-given-up") && core::mem::take(&mut handed.kept);
+        drop(handed);
+        if call {
+            shared.work.notify_one();
+        }
+        Self(Arc::downgrade(shared))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let Some(shared) = self.0.upgrade() else { return };
+        let mut handed = shared.handed.lock();
+        handed.waiting -= 1;
+        // Nobody else waited, so it was this one that kept the round.
+        let call = core::mem::take(&mut handed.kept);
+        drop(handed);
+        if call && !mutant("kept-round-forgotten") {
+            shared.work.notify_one();
+        }
+    }
 }
 
 /// Fails the log when a round does not come to its end: nobody else would end it.
@@ -166,7 +210,12 @@ impl Shared {
         if mutant("log-acknowledged-before-stable") {
             self.progress.send_replace(Progress { durable: round.last(), failed: None });
         }
-        let writes = self.writes_of(&round);
+        let span = tracing::debug_span!(
+            "log_round",
+            last_lsn = round.last().get(),
+            records = round.records()
+        );
+        let writes = self.writes_of(&round).instrument(span);
         Some(Started { round, writes })
     }
 
@@ -192,25 +241,84 @@ impl Shared {
         self.publish();
     }
 
-    /// Somebody waits: starts what there is to write, unless whoever is at it goes on with it. A round
-    /// that is not over at once is the writer's.
-    fn hurry(&self) {
+    /// Somebody waits: starts what there is to write, unless whoever is at it goes on with it. Whether the
+    /// caller is to look after the round ([`Self::poll_kept`]).
+    fn hurry(&self) -> bool {
         for _ in 0..ROUNDS_AT_ONCE_MAX {
             let unfinished = Unfinished(Some(self));
-            let Some(mut started) = self.start() else { return unfinished.finished() };
+            let started = self.start();
+            let Some(mut started) = started else {
+                unfinished.finished();
+                return false;
+            };
             let mut nobody = Context::from_waker(Waker::noop());
             match Pin::new(&mut started.writes).poll(&mut nobody) {
                 Poll::Ready(results) => self.end(&started.round, results),
                 Poll::Pending => {
-                    *self.handed.lock() = Some(started);
+                    let mut handed = self.handed.lock();
+                    assert!(handed.round.is_none() && !handed.kept, "one round at a time");
+                    handed.round = Some(started);
+                    handed.kept = handed.waiting == 1;
+                    let kept = handed.kept;
+                    drop(handed);
                     unfinished.finished();
-                    break;
+                    if !kept {
+                        self.call_writer();
+                    }
+                    return kept;
                 }
             }
             unfinished.finished();
         }
+        self.call_writer();
+        false
+    }
+
+    /// There is something for the writer, who takes over a round that is kept.
+    fn call_writer(&self) {
+        self.handed.lock().kept = false;
         if !mutant("handed-round-not-told") {
             self.work.notify_one();
+        }
+    }
+
+    /// Looks at the round that the caller keeps; `Ready` when it is not, or no longer, its to keep.
+    fn poll_kept(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut handed = self.handed.lock();
+        if !handed.kept {
+            return Poll::Ready(());
+        }
+        let Some(mut started) = handed.round.take() else {
+            unreachable!("nobody else looks at it")
+        };
+        drop(handed);
+        let unfinished = Unfinished(Some(self));
+        let looked = Pin::new(&mut started.writes).poll(cx);
+        match looked {
+            Poll::Ready(results) => {
+                self.handed.lock().kept = false;
+                self.end(&started.round, results);
+                // What was appended meanwhile.
+                if let Some(next) = self.start() {
+                    self.handed.lock().round = Some(next);
+                    self.call_writer();
+                }
+                unfinished.finished();
+                Poll::Ready(())
+            }
+            Poll::Pending => {
+                let mut handed = self.handed.lock();
+                handed.round = Some(started);
+                let kept = handed.kept;
+                drop(handed);
+                unfinished.finished();
+                if kept {
+                    return Poll::Pending;
+                }
+                // Somebody called the writer meanwhile, who found nothing.
+                self.work.notify_one();
+                Poll::Ready(())
+            }
         }
     }
 
@@ -268,7 +376,7 @@ impl Nvlog {
             log: LogId { aggregate: options.aggregate, epoch },
             copies: AtomicUsize::new(options.copies),
             state: Mutex::new(Rank::Nvlog, state),
-            handed: Mutex::new(Rank::NvlogHanded, None),
+            handed: Mutex::new(Rank::NvlogHanded, Handed::default()),
             work: Notify::new(),
             changed: Notify::new(),
             progress: watch::Sender::new(progress),
@@ -294,6 +402,7 @@ impl Nvlog {
         assert!(!self.shared.lock().has_begun(), "a log begins once");
         let half = self.open_next()?;
         let shared = &self.shared;
+        let _waiting = Waiting::new(shared);
         shared
             .wait(|state| match state.failed() {
                 Some(failed) => Some(Err(failed.clone().into())),
@@ -313,7 +422,7 @@ impl Nvlog {
         state.may_switch()?;
         let half = state.open_half(copies);
         drop(state);
-        self.shared.work.notify_one();
+        self.shared.call_writer();
         self.shared.changed.notify_waiters();
         Ok(half)
     }
@@ -366,6 +475,7 @@ impl Nvlog {
             return Ok(reservation);
         }
         let shared = &self.shared;
+        let _waiting = Waiting::new(shared);
         shared
             .wait(|state| match state.reserve(blocks) {
                 Ok(false) => {
@@ -398,17 +508,32 @@ impl Nvlog {
         let mut progress = self.shared.progress.subscribe();
         let shared = Arc::downgrade(&self.shared);
         async move {
+            let (mut waiting, mut keeps) = (None, false);
             if progress.borrow().durable < lsn
                 && let Some(shared) = shared.upgrade()
             {
-                shared.hurry();
+                waiting = Some(Waiting::new(&shared));
+                keeps = shared.hurry();
             }
-            let reached = progress.wait_for(|p| p.durable >= lsn || p.failed.is_some()).await;
-            match reached {
-                Ok(p) if p.durable >= lsn => Ok(()),
-                Ok(p) => Err(p.failed.clone().unwrap_or(LogError::Stopped)),
-                Err(_) => Err(LogError::Stopped),
-            }
+            // What this lends is given back before anything else is locked.
+            let mut reached = pin!(async {
+                match progress.wait_for(|p| p.durable >= lsn || p.failed.is_some()).await {
+                    Ok(p) if p.durable >= lsn => Ok(()),
+                    Ok(p) => Err(p.failed.clone().unwrap_or(LogError::Stopped)),
+                    Err(_) => Err(LogError::Stopped),
+                }
+            });
+            let reached = poll_fn(|cx| {
+                let told = reached.as_mut().poll(cx);
+                if told.is_pending() && keeps {
+                    keeps = shared.upgrade().is_some_and(|s| s.poll_kept(cx).is_pending());
+                    return if keeps { Poll::Pending } else { reached.as_mut().poll(cx) };
+                }
+                told
+            });
+            let answer = reached.await;
+            drop(waiting);
+            answer
         }
     }
 
@@ -427,7 +552,7 @@ impl Nvlog {
     /// When `old` is the newest half or not in use.
     pub fn close_half(&self, old: HalfToken) {
         self.shared.lock().close_half(old);
-        self.shared.work.notify_one();
+        self.shared.call_writer();
         self.shared.changed.notify_waiters();
     }
 
@@ -437,6 +562,7 @@ impl Nvlog {
     /// # Errors
     /// The log failed.
     pub async fn settle(&self, old: HalfToken) -> Result<LogPosition, LogError> {
+        let _waiting = Waiting::new(&self.shared);
         self.shared
             .wait(|state| match state.failed() {
                 Some(failed) => Some(Err(failed.clone())),
@@ -477,7 +603,7 @@ impl Nvlog {
     pub fn stop(&self) {
         self.shared.lock().fail(LogError::Stopped);
         self.shared.publish();
-        self.shared.work.notify_one();
+        self.shared.call_writer();
     }
 }
 
@@ -502,7 +628,11 @@ async fn write_rounds(shared: Arc<Shared>) {
     let _end = WriterEnd(shared.clone());
     let mut losses = 0;
     loop {
-        let handed = shared.handed.lock().take();
+        let handed = {
+            let mut handed = shared.handed.lock();
+            handed.kept = false;
+            handed.round.take()
+        };
         let Some(Started { round, writes }) = handed.or_else(|| shared.start()) else {
             let failed = shared.lock().failed().cloned();
             if let Some(failed) = failed {
@@ -517,12 +647,7 @@ async fn write_rounds(shared: Arc<Shared>) {
             }
             continue;
         };
-        let span = tracing::debug_span!(
-            "log_round",
-            last_lsn = round.last().get(),
-            records = round.records()
-        );
-        let results = writes.instrument(span).await;
+        let results = writes.await;
         shared.end(&round, results);
     }
 }

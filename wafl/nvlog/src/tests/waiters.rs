@@ -117,6 +117,44 @@ fn a_round_ends_though_whoever_started_it_goes_away() {
     }
 }
 
+/// Nobody else waits: no other task takes part.
+#[test]
+fn a_lone_waiter_sees_its_round_through_without_the_writer() {
+    let sim = SimWorld::new(6);
+    sim.block_on(async {
+        let (log, memory) = begun(&sim, 1).await;
+        let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
+        let mut waiting = pin!(log.durable(lsn));
+        let mut nobody = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut nobody).is_pending(), "one copy is on its way");
+        let later = append(&log, record(1, 2, 40, 1)).unwrap();
+        memory.leave.add_permits(1);
+        assert_eq!(at_once(waiting), Some(Ok(())), "the writer had no turn");
+        assert!(log.status().durable < later, "the next round is the writer's");
+        memory.leave.add_permits(2);
+        log.durable(later).await.unwrap();
+    });
+}
+
+/// A half is settled though whoever keeps its last round is not looked at.
+#[test]
+fn a_half_is_settled_though_the_keeper_of_its_round_sleeps() {
+    let sim = SimWorld::new(7);
+    sim.block_on(async {
+        let (log, memory) = begun(&sim, 1).await;
+        let old = log.current();
+        let lsn = append(&log, record(1, 1, 40, 1)).unwrap();
+        let mut keeper = pin!(log.durable(lsn));
+        let mut nobody = Context::from_waker(Waker::noop());
+        assert!(keeper.as_mut().poll(&mut nobody).is_pending(), "one copy is on its way");
+        memory.leave.add_permits(100);
+        log.switch_half().unwrap();
+        log.close_half(old);
+        log.settle(old).await.unwrap();
+        assert_eq!(at_once(keeper), Some(Ok(())));
+    });
+}
+
 /// Whoever started a round may be looked at again only after somebody else is answered.
 #[test]
 fn a_waiter_that_nobody_looks_at_holds_nobody_up() {
