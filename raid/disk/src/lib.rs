@@ -7,7 +7,7 @@
 //! - After `flush` returned `Ok`, every write that had *completed* before `flush` was called is on
 //!   stable storage, and after `write_stable` returned `Ok` the blocks of this one write are. Nothing
 //!   else orders writes: an unflushed write may be lost, torn at 512-byte boundaries, or land after
-//!   a later one to other blocks.
+//!   a later one. What is stable stays: no write that had completed before lands over it.
 //! - Report a failure as the [`DiskError`] that says what can be done about it.
 //! - Own the buffers of a request until the device is done with them, even when the future is
 //!   dropped: a dropped future abandons the answer, not the request.

@@ -442,12 +442,7 @@ impl Back {
         let Some(mut flight) = self.slots.get_mut(slot).and_then(Option::take) else {
             return Ok(());
         };
-        let progress = match (&flight.request.op, flight.stable_failed) {
-            (Op::WriteStable(_), None) => flight.progress_stable(result),
-            (_, None) => flight.progress(result),
-            (_, Some(errno)) => flight.progress_failed(result, errno),
-        };
-        match progress {
+        match flight.answered(result) {
             Progress::Again => {
                 self.slots[slot] = Some(flight);
                 self.submit_slot(slot)
@@ -487,6 +482,20 @@ enum Progress {
 }
 
 impl InFlight {
+    /// Takes the kernel's answer.
+    fn answered(&mut self, result: i32) -> Progress {
+        match self.stable_failed {
+            Some(errno) => self.progress_failed(result, errno),
+            None if self.is_stable() => self.progress_stable(result),
+            None => self.progress(result),
+        }
+    }
+
+    /// Whether the kernel is to make the blocks stable before it says that they are written.
+    fn is_stable(&self) -> bool {
+        matches!(self.request.op, Op::WriteStable(_)) && self.stable_failed.is_none()
+    }
+
     /// What the kernel's answer to a stable write means.
     fn progress_stable(&mut self, result: i32) -> Progress {
         let errno = result.saturating_neg();
@@ -556,10 +565,8 @@ fn entry_for(flight: &InFlight, fixed: Option<u16>) -> squeue::Entry {
     let raw: RawFd = request.head.device.file.as_raw_fd();
     let fd = types::Fd(raw);
     let offset = request.offset() + flight.done;
-    // The kernel makes the blocks of a write with this flag stable before it says that it is done:
-    // by a flush of its own, or in the same request where the device can.
-    let stable = matches!(request.op, Op::WriteStable(_)) && flight.stable_failed.is_none();
-    let flags = if stable { libc::RWF_DSYNC } else { 0 };
+    // By a flush of the kernel's own, or in the same request where the device can.
+    let flags = if flight.is_stable() { libc::RWF_DSYNC } else { 0 };
     let write = match &request.op {
         Op::Read(_) => false,
         Op::Write(_) | Op::WriteStable(_) => true,
@@ -593,4 +600,71 @@ fn entry_for(flight: &InFlight, fixed: Option<u16>) -> squeue::Entry {
 fn is_transient(error: &io::Error) -> bool {
     let errno = error.raw_os_error();
     matches!(errno, Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_sys::Block;
+    use cairn_units::{Blocks, Dbn};
+
+    use super::*;
+    use crate::device::{Device, DeviceKind};
+    use crate::{DiskClass, DiskInfo};
+
+    const BLOCK: i32 = 4096;
+
+    /// A stable write of two blocks under way, and its device.
+    fn stable_write() -> (InFlight, Arc<Device>) {
+        let file = File::open("/dev/null").unwrap();
+        let (location, class) = ("d".to_owned(), DiskClass::File);
+        let info = DiskInfo { location, class, blocks: Blocks::new(100) };
+        let device = Arc::new(Device::new(file, DeviceKind::File, info, false));
+        let permit = device.permits.clone().try_acquire_owned().unwrap();
+        let blocks = vec![Block::zero(); 2];
+        let vector = Vector::of_blocks(&blocks);
+        let (sender, _receiver) = tokio::sync::oneshot::channel();
+        let op = Op::WriteStable(blocks);
+        let request = Request::new(device.clone(), Dbn::new(7), op, sender, permit);
+        let (done, retries, deadline, stable_failed) = (0, 0, now(), None);
+        (InFlight { request, vector, done, retries, deadline, stable_failed }, device)
+    }
+
+    /// How the write ends with these answers of the kernel; none of them but the last ends it.
+    fn end(flight: &mut InFlight, answers: &[i32]) -> Result<(), DiskError> {
+        let (last, others) = answers.split_last().unwrap();
+        for answer in others {
+            assert!(matches!(flight.answered(*answer), Progress::Again), "{answer}");
+        }
+        match flight.answered(*last) {
+            Progress::Ended(result) => result,
+            Progress::Again => panic!("{last} is not the end"),
+        }
+    }
+
+    #[test]
+    fn a_stable_write_stays_stable_when_it_is_short_or_to_be_tried_again() {
+        for answers in [&[2 * BLOCK][..], &[BLOCK, BLOCK], &[-libc::EAGAIN, 2 * BLOCK]] {
+            let (mut flight, device) = stable_write();
+            assert_eq!(end(&mut flight, answers), Ok(()));
+            assert!(flight.is_stable() && !device.flush_has_failed(), "{answers:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_can_be_written_and_not_made_stable_are_a_failed_flush() {
+        for answers in [&[-libc::EIO, 2 * BLOCK][..], &[BLOCK, -libc::EIO, BLOCK]] {
+            let (mut flight, device) = stable_write();
+            let result = end(&mut flight, answers);
+            assert!(matches!(result, Err(DiskError::Gone { .. })), "{answers:?}: {result:?}");
+            assert!(!flight.is_stable() && device.flush_has_failed(), "{answers:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_cannot_be_written_are_a_medium_error() {
+        let (mut flight, device) = stable_write();
+        let result = end(&mut flight, &[-libc::EIO, -libc::EIO]);
+        assert!(matches!(result, Err(DiskError::Medium { .. })), "{result:?}");
+        assert!(!device.flush_has_failed());
+    }
 }

@@ -171,8 +171,9 @@ impl Disk for TapeDisk {
     }
 
     fn write_stable(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
+        let write = self.begin_write(at, blocks, Event::WriteStableDone);
         self.lock().counters.flushes += 1;
-        self.begin_write(at, blocks, Event::WriteStableDone)
+        write
     }
 
     fn flush(&self) -> BoxFuture<Result<(), DiskError>> {

@@ -1,7 +1,8 @@
 //! Disks in memory, and what a power cut leaves of them.
 //!
 //! Layer: interleaving harness. A request takes effect whole, some time after it was given; a
-//! flush makes stable what was written before it, a stable write its own blocks. [`Shelf::cut`] takes the state of all disks at one moment
+//! flush makes stable what was written before it, a stable write its own blocks.
+//! [`Shelf::cut`] takes the state of all disks at one moment
 //! while everything goes on: the test then starts a second node on it.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -90,7 +90,8 @@ struct Handed {
     round: Option<Started>,
     /// The only one who waits looks after the round; else the writer does.
     kept: bool,
-    /// Those who wait for the log: for records, for room, for a half.
+    /// Those who wait for the log: for records, for room, for a half. Who waits for a switch to become
+    /// due ([`Nvlog::wants_switch`]) always does, and does not count.
     waiting: usize,
 }
 
@@ -630,6 +631,7 @@ async fn write_rounds(shared: Arc<Shared>) {
     loop {
         let handed = {
             let mut handed = shared.handed.lock();
+            // Taken from whoever keeps it, or, if that one is looking at it now, to be given back.
             handed.kept = false;
             handed.round.take()
         };
