@@ -141,7 +141,7 @@ impl Guarded<'_> {
         }
         if let Some(gid) = set.gid {
             let member = gid == self.gid || self.cred.in_group(gid);
-            if !self.is_root() && !(self.is_owner() && member) {
+            if !(self.is_root() || self.is_owner() && member) {
                 return Err(Status::NotOwner);
             }
         }

@@ -203,7 +203,7 @@ impl Bench {
         };
         let end = (first + 3 * count).min(group.stripes.get());
         let ahead = (first..end).filter(|s| !reached(*s));
-        let ahead = if self.next % 3 == 0 { Arc::default() } else { ahead.collect() };
+        let ahead = if self.next.is_multiple_of(3) { Arc::default() } else { ahead.collect() };
         Tetris { group: group.group, stripes, ahead }
     }
 

@@ -480,10 +480,10 @@ fn note_pending(
                 entry.write(model, obj, *offset, &data.to_vec(), reached);
             }
         }
-        Op::SetAttr { obj, set: SetAttrs { size: Some(size), .. }, .. } => {
-            if pending.contains_key(obj) && trial() {
-                pending.entry(*obj).and_modify(|p| p.set_size(model, obj, *size));
-            }
+        Op::SetAttr { obj, set: SetAttrs { size: Some(size), .. }, .. }
+            if pending.contains_key(obj) && trial() =>
+        {
+            pending.entry(*obj).and_modify(|p| p.set_size(model, obj, *size));
         }
         Op::Create { dir, name, how: CreateHow::Unchecked(SetAttrs { size: Some(size), .. }) } => {
             let lookup = Op::Lookup { dir: *dir, name: name.clone() };
@@ -495,18 +495,15 @@ fn note_pending(
                 pending.entry(obj).and_modify(|p| p.set_size(model, &obj, *size));
             }
         }
-        Op::Punch { obj, offset, count } => {
-            if pending.contains_key(obj) && trial() {
-                let end = offset.saturating_add(*count).min(size_of(model, obj));
-                pending.entry(*obj).and_modify(|p| p.zero(model, obj, *offset, end));
-            }
+        Op::Punch { obj, offset, count } if pending.contains_key(obj) && trial() => {
+            let end = offset.saturating_add(*count).min(size_of(model, obj));
+            pending.entry(*obj).and_modify(|p| p.zero(model, obj, *offset, end));
         }
-        Op::Commit { obj, offset, count } => {
+        Op::Commit { obj, offset, count }
             if trial()
-                && pending.get_mut(obj).is_some_and(|p| p.commit(model, obj, *offset, *count))
-            {
-                pending.remove(obj);
-            }
+                && pending.get_mut(obj).is_some_and(|p| p.commit(model, obj, *offset, *count)) =>
+        {
+            pending.remove(obj);
         }
         _ => {}
     }
