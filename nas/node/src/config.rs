@@ -15,6 +15,8 @@ pub const RPCBIND_PORT: u16 = 111;
 pub const CACHE_BYTES_MIN: u64 = 16 << 20;
 /// Buffer cache unless configured.
 pub const CACHE_BYTES_DEFAULT: u64 = 512 << 20;
+/// Sizes of a log on one disk.
+const LOG_BYTES: core::ops::RangeInclusive<u64> = 2 << 20..=4 << 30;
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,7 @@ struct StorageFile {
     log_devices: Vec<PathBuf>,
     #[serde(default)]
     log_devices_nonvolatile: bool,
+    log_size: Option<String>,
     cache: Option<String>,
     #[serde(default)]
     driver: DriverChoice,
@@ -192,6 +195,8 @@ pub struct StorageConfig {
     pub log_devices: Vec<PathBuf>,
     /// Whether those keep what they took without a flush.
     pub log_devices_nonvolatile: bool,
+    /// Bytes that the log of a new aggregate takes on each disk; none: by the size of the disks.
+    pub log_bytes: Option<u64>,
     /// Bytes of the buffer cache.
     pub cache_bytes: u64,
     /// Disk driver.
@@ -277,6 +282,14 @@ impl NodeConfig {
         if storage.disks.is_empty() {
             return Err(bad("storage.disks", "name at least one disk".to_owned()));
         }
+        let log_bytes = match storage.log_size.as_deref() {
+            None => None,
+            Some(size) => {
+                let known = parse_size(size).filter(|b| LOG_BYTES.contains(b));
+                let wrong = || format!("{size:?}: write a size of 2MiB to 4GiB");
+                Some(known.ok_or_else(|| bad("storage.log_size", wrong()))?)
+            }
+        };
         let cache_bytes = match storage.cache.as_deref() {
             None => CACHE_BYTES_DEFAULT,
             Some(size) => parse_size(size).filter(|b| *b >= CACHE_BYTES_MIN).ok_or_else(|| {
@@ -297,6 +310,7 @@ impl NodeConfig {
                 disks: storage.disks,
                 log_devices: storage.log_devices,
                 log_devices_nonvolatile: storage.log_devices_nonvolatile,
+                log_bytes,
                 cache_bytes,
                 driver: storage.driver,
                 raid: storage.raid,
@@ -334,7 +348,7 @@ mod tests {
         let text = "state_dir = \"/s\"\n[nfs]\nlisten = \"10.0.0.1:20490\"\nworkers = 3\n\
             rpcbind = \"serve\"\nrpcbind_port = 1111\n[rest]\nlisten = \"127.0.0.1:80\"\n\
             metrics_without_token = true\n[storage]\ndisks = [\"/a\", \"/b\"]\n\
-            log_devices = [\"/l\"]\nlog_devices_nonvolatile = true\ncache = \"2GiB\"\ndriver = \"threads\"\nraid = \"raid4\"\n\
+            log_devices = [\"/l\"]\nlog_devices_nonvolatile = true\nlog_size = \"64MiB\"\ncache = \"2GiB\"\ndriver = \"threads\"\nraid = \"raid4\"\n\
             spares = 0\n";
         let config = parse(text).unwrap();
         assert_eq!(config.front.workers, 3);
@@ -344,6 +358,7 @@ mod tests {
         assert_eq!(config.storage.cache_bytes, 2 << 30);
         assert_eq!(config.storage.log_devices, vec![PathBuf::from("/l")]);
         assert!(config.storage.log_devices_nonvolatile);
+        assert_eq!(config.storage.log_bytes, Some(64 << 20));
         assert_eq!((config.storage.raid, config.storage.spares), (RaidLayout::Raid4, 0));
         assert_eq!(config.storage.driver, DriverChoice::Threads);
     }

@@ -346,6 +346,7 @@ fn node_config(
             disks,
             log_devices: options.nvram.clone(),
             log_devices_nonvolatile: true,
+            log_bytes: None,
             cache_bytes: options.cache_bytes,
             driver: options.driver,
             raid: shape.raid,

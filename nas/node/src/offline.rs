@@ -47,6 +47,7 @@ pub fn check(disks: &[PathBuf], repair: bool, data: bool) -> Result<String, Offl
             disks: disks.to_vec(),
             log_devices: Vec::new(),
             log_devices_nonvolatile: false,
+            log_bytes: None,
             cache_bytes: CACHE_BYTES,
             driver: DriverChoice::Auto,
             raid: RaidLayout::RaidDp,

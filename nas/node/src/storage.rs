@@ -13,6 +13,7 @@ use cairn_raid_group::{
     CreateError, CreateOptions, OpenOptions, Opener, Probe, RaidAggregate, RaidKind, Role, probe,
 };
 use cairn_sys::World;
+use cairn_units::Blocks;
 use cairn_wafl_core::StorageManager;
 
 use crate::config::{DriverChoice, RaidLayout, StorageConfig};
@@ -238,7 +239,12 @@ pub(crate) async fn open_aggregate(
         RaidLayout::RaidDp => RaidKind::RaidDp,
     };
     let log_disks = disks.split_off(members);
-    let to_create = CreateOptions { log_disks, opener, ..CreateOptions::new(kind, config.spares) };
+    let to_create = CreateOptions {
+        log_disks,
+        opener,
+        log_blocks_per_disk: config.log_bytes.map(Blocks::for_bytes),
+        ..CreateOptions::new(kind, config.spares)
+    };
     tracing::info!(disks = disks.len(), raid = config.raid.name(), "forming a new aggregate");
     Ok(RaidAggregate::create(world.clone(), disks, to_create).await?)
 }

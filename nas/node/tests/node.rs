@@ -56,6 +56,7 @@ fn config(dir: &Path, disks: Vec<PathBuf>) -> NodeConfig {
             disks,
             log_devices: Vec::new(),
             log_devices_nonvolatile: false,
+            log_bytes: None,
             cache_bytes: 32 << 20,
             driver: DriverChoice::Auto,
             raid: RaidLayout::RaidDp,

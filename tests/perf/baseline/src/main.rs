@@ -45,6 +45,7 @@ async fn serve() -> anyhow::Result<()> {
         disks,
         log_devices: Vec::new(),
         log_devices_nonvolatile: false,
+        log_bytes: None,
         cache_bytes: CACHE_BYTES_DEFAULT,
         driver: DriverChoice::Auto,
         raid: RaidLayout::RaidDp,

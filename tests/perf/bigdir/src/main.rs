@@ -223,6 +223,7 @@ async fn whole() -> anyhow::Result<()> {
         disks,
         log_devices: Vec::new(),
         log_devices_nonvolatile: false,
+        log_bytes: None,
         cache_bytes,
         driver: DriverChoice::Auto,
         raid: RaidLayout::RaidDp,

@@ -1,4 +1,4 @@
-//! `cairn-points DIR [FILE_MIB] [DISK_MIB] [SECONDS] [CLIENTS] [raid_dp|raid4]`: what writes cost the
+//! `cairn-points DIR [FILE_MIB] [DISK_MIB] [SECONDS] [CLIENTS] [raid_dp|raid4] [LOG_MIB]`: what writes cost the
 //! disks, and how long a FILE_SYNC write waits while a consistency point runs, and else.
 //!
 //! Layer: benchmarks, beside the baseline. The storage manager on eight disk files in DIR, without
@@ -6,7 +6,8 @@
 //! otherwise, is written in order, aged by as many random overwrites as it has blocks, then
 //! overwritten at random, UNSTABLE and FILE_SYNC, from CLIENTS tasks. Blocks are counted by the
 //! layers that write them and by the disks: the counts do not depend on the machine. The size of a
-//! disk decides the size of the NV log, and that how often points come under FILE_SYNC.
+//! disk decides the size of the NV log, and that how often points come under FILE_SYNC; with LOG_MIB
+//! the log takes so much of each disk instead (256 MiB is what a disk of 8 GiB or more has).
 
 mod latency;
 mod traffic;
@@ -50,12 +51,15 @@ struct Options {
     time: Duration,
     clients: u64,
     raid: RaidLayout,
+    /// Of the log on each disk, when it is not the disk's size that decides.
+    log_bytes: Option<u64>,
 }
 
 impl Options {
     fn parse() -> anyhow::Result<Self> {
         let mut args = std::env::args().skip(1);
-        let usage = "cairn-points DIR [FILE_MIB] [DISK_MIB] [SECONDS] [CLIENTS] [raid_dp|raid4]";
+        let usage = "cairn-points DIR [FILE_MIB] [DISK_MIB] [SECONDS] [CLIENTS] [raid_dp|raid4] \
+                     [LOG_MIB]";
         let dir = PathBuf::from(args.next().context(usage)?);
         let mut number = |default| args.next().map_or(Ok(default), |text| text.parse::<u64>());
         let mib = number(FILE_MIB)?;
@@ -67,10 +71,12 @@ impl Options {
             Some("raid4") => RaidLayout::Raid4,
             Some(other) => bail!("no layout {other:?}: {usage}"),
         };
+        let log_mib = args.next().map(|text| text.parse::<u64>()).transpose()?;
         ensure!(clients > 0 && mib > 0, usage);
         let file_blocks = (mib << 20) / BLOCK_BYTES_U64;
         let (disk_bytes, time) = (disk_mib << 20, Duration::from_secs(seconds));
-        Ok(Self { dir, file_blocks, disk_bytes, time, clients, raid })
+        let log_bytes = log_mib.map(|mib| mib << 20);
+        Ok(Self { dir, file_blocks, disk_bytes, time, clients, raid, log_bytes })
     }
 }
 
@@ -263,6 +269,7 @@ async fn whole() -> anyhow::Result<()> {
         disks,
         log_devices: Vec::new(),
         log_devices_nonvolatile: false,
+        log_bytes: options.log_bytes,
         cache_bytes: CACHE_BYTES,
         driver: DriverChoice::Auto,
         raid: options.raid,
