@@ -95,7 +95,7 @@ pub enum Rank {
     /// Storage manager: blocks that are being loaded.
     Loading,
     /// Storage manager: first failed write of a consistency point.
-    PointFailure,
+    PointWrites,
     /// Storage manager: tetrises that are on the disks before earlier ones.
     TetrisesWritten,
     /// Storage manager: why it stopped.

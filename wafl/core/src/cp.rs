@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use cairn_raid_api::{BlockTag, ReadRequest, RootRecord, WriteError};
 use cairn_sys::{Block, mutant};
-use cairn_units::{CpCount, Crc, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
+use cairn_units::{Blocks, CpCount, Crc, Fsid, Generation, InodeNo, MonoTime, Pvbn, Vvbn};
 use cairn_wafl_format::{
     AggregateRoot, BITS_PER_BLOCK, BlockPtr, CONTAINER_ENTRIES_PER_BLOCK, INODE_BYTES,
     INODES_PER_BLOCK, Inode, InodeKind, InodeShare, LOG_POSITION_BYTES, VolumeRecord,
@@ -43,7 +43,7 @@ mod writes;
 
 use vvbns::Vvbns;
 pub(crate) use vvbns::{container_entry, flip, set_container};
-use writes::Writes;
+use writes::{Pace, Writes};
 pub(crate) use writes::{Placed, TetrisNo};
 
 /// Data blocks placed in one lock hold before the freeze.
@@ -98,6 +98,8 @@ struct Run<'m> {
     inner: &'m Inner,
     cp: CpCount,
     writes: Writes,
+    /// Room of the log when this part of the point began.
+    log_room: Blocks,
     /// The cache knows that all tetrises before this one are on the disks.
     written: TetrisNo,
     /// PVBNs that nothing names any more.
@@ -160,6 +162,7 @@ impl Inner {
             inner: self,
             cp: engine.cp.plus(1),
             writes: Writes::new(),
+            log_room: self.log.room(),
             written: TetrisNo::NONE,
             freed: Vec::new(),
             ahead: AHEAD_PARTS * u64::try_from(self.dirty_max()).unwrap_or(0),
@@ -177,6 +180,7 @@ impl Inner {
         let volumes = self.with_new_volumes(volumes);
         clock.end(CpPhase::CleanAhead);
         let halves = self.switch_log()?;
+        run.log_room = self.log.capacity();
         let mut frozen = Vec::new();
         for volume in &volumes {
             let pool = pools.remove(&volume.fsid).unwrap_or_default();
@@ -192,6 +196,7 @@ impl Inner {
             position = Some(self.log_settle(old).await?.to_bytes());
         }
         clock.end(CpPhase::SettleLog);
+        run.flow(&mut engine.space).await?;
         for f in frozen {
             run.volume_maps(engine, f).await?;
         }
@@ -203,7 +208,7 @@ impl Inner {
         engine.space.close();
         run.flow(&mut engine.space).await?;
         clock.end(CpPhase::AggregateMaps);
-        run.writes.drain().await?;
+        run.write_out().await?;
         clock.end(CpPhase::WriteOut);
         self.aggr.commit_root(RootRecord { cp: run.cp, bytes: root.encode() }).await?;
         clock.end(CpPhase::CommitRoot);
@@ -274,13 +279,47 @@ impl Run<'_> {
         }
     }
 
-    async fn flow(&mut self, space: &mut Space) -> Result<(), CpError> {
+    fn pace(&self) -> Pace {
+        Pace { cp: self.cp, room: self.log_room }
+    }
+
+    /// Tetrises that are begun from now on are small unless somebody waits for the point.
+    fn choose_depth(&self, space: &mut Space) {
+        space.gentle = !self.inner.is_hurried(self.cp);
+    }
+
+    /// Takes over the tetrises that are full.
+    fn collect(&mut self, space: &mut Space) {
         self.inner.placed.add(space.take_filled());
-        self.writes.send(self.inner, space.take_done()).await?;
+        self.writes.push(space.take_done());
+    }
+
+    /// The same, and sends off what it is time for.
+    async fn flow(&mut self, space: &mut Space) -> Result<(), CpError> {
+        self.collect(space);
+        let pace = self.pace();
+        self.writes.send_due(self.inner, pace).await?;
+        self.tell_written();
+        Ok(())
+    }
+
+    /// Tells the cache which tetrises are on the disks.
+    fn tell_written(&mut self) {
         let end = self.inner.placed.end();
         if core::mem::replace(&mut self.written, end) != end {
             self.inner.cache.written(end);
         }
+    }
+
+    /// Waits until everything that was placed is on the disks.
+    async fn write_out(&mut self) -> Result<(), CpError> {
+        let pace = self.pace();
+        while self.writes.is_any_waiting() {
+            self.writes.send_next(self.inner, pace).await?;
+            self.tell_written();
+        }
+        self.writes.drain().await?;
+        self.tell_written();
         Ok(())
     }
 
@@ -326,6 +365,7 @@ impl Run<'_> {
         let mut awaited = false;
         let mut from = InodeNo::new(0);
         while left > 0 {
+            self.choose_depth(space);
             if !awaited && self.inner.is_awaited(self.cp) {
                 awaited = true;
                 left = left.min(2 * volume.lock().to_place());
@@ -432,6 +472,7 @@ impl Run<'_> {
         half: Option<HalfToken>,
     ) -> Result<Option<Frozen>, CpError> {
         for _ in 0..FREEZE_TRIES_MAX {
+            self.choose_depth(space);
             let want = {
                 let mut st = volume.lock();
                 if !st.is_dirty() && !volume.is_new() && pool.is_untouched() {
@@ -482,7 +523,8 @@ impl Run<'_> {
                 };
                 same.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
                 self.inner.placed.drained.notify_waiters();
-                self.flow(space).await?;
+                // Sent later: the new half of the log takes nothing before the old one is closed.
+                self.collect(space);
                 return Ok(Some(Frozen { volume: volume.clone(), vvbns: pool, freed, record }));
             }
         }

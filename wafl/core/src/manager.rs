@@ -449,14 +449,25 @@ impl Inner {
 
     // ---- consistency points ----
 
-    /// Asks for a consistency point unless one is under way.
+    /// Asks for a consistency point; one that is under way need not spare anybody any more.
     pub fn cp_hint(&self) {
         let started = self.cp_started.load(Ordering::Acquire);
-        if started == *self.committed_cp.borrow()
-            && self.cp_hinted.fetch_max(started + 1, Ordering::AcqRel) <= started
-        {
+        let wanted = started.max(*self.committed_cp.borrow() + 1);
+        if self.cp_hinted.fetch_max(wanted, Ordering::AcqRel) < wanted && wanted > started {
             self.cp_wanted.notify_one();
         }
+    }
+
+    /// Whether the point under way was asked for or is waited for, or nobody works beside it.
+    pub fn is_hurried(&self, cp: CpCount) -> bool {
+        if mutant("point-never-hurries") {
+            return false;
+        }
+        mutant("point-never-rests")
+            || self.is_awaited(cp)
+            || self.cp_hinted.load(Ordering::Acquire) >= cp.get()
+            || !self.log_begun.load(Ordering::Acquire)
+            || self.stopped.load(Ordering::Acquire)
     }
 
     /// Whether the next point was asked for. A wake-up says so too, but may have been meant for the

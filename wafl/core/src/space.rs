@@ -36,6 +36,9 @@ use crate::volume::bit_place;
 
 /// Stripes of a tetris at the most.
 pub(crate) const TETRIS_STRIPES_MAX: u64 = 128;
+/// The same for one that clients should hardly notice: half a region of RAID's checksums, so that it
+/// takes two to write a block of them.
+const GENTLE_STRIPES: u64 = 63;
 /// Stripes that RAID is told of at once before they are written.
 const AHEAD_STRIPES: u64 = 384;
 const _: () = assert!(AHEAD_STRIPES <= AHEAD_STRIPES_MAX as u64);
@@ -118,6 +121,8 @@ pub(crate) struct Space {
     area_stripes: u64,
     /// Stripes of a tetris at the most.
     pub tetris_stripes: u64,
+    /// Tetrises are to be small: clients' requests must not wait long behind one.
+    pub gentle: bool,
     pvbn_end: u64,
     /// Free blocks of each area, by group.
     counts: Vec<Vec<u32>>,
@@ -181,6 +186,7 @@ impl Space {
             use_missing: false,
             area_stripes: u64::from(area_stripes),
             tetris_stripes: TETRIS_STRIPES_MAX,
+            gentle: false,
             pvbn_end,
             counts: Vec::new(),
             map,
@@ -435,7 +441,9 @@ impl Space {
             let region = self.geometry.groups[group].region_stripes.max(1);
             let wanted = self.expected.div_ceil(columns).max(1);
             let region_end = (first / region + 1) * region;
-            let end = area_end.min(region_end).min(first + wanted.min(self.tetris_stripes));
+            let deepest = if self.gentle { GENTLE_STRIPES } else { TETRIS_STRIPES_MAX };
+            let depth = wanted.min(self.tetris_stripes).min(deepest);
+            let end = area_end.min(region_end).min(first + depth);
             let at_map = |m| NoBlock::Miss(SpaceFile::Map, m);
             let told = (end > area.ahead_end).then(|| {
                 let end = area_end.min(first + wanted.min(AHEAD_STRIPES));

@@ -7,6 +7,7 @@ mod explain;
 mod gated;
 mod log_disks;
 mod manage;
+mod pace;
 mod sequences;
 mod space;
 mod streams;

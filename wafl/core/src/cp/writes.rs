@@ -8,13 +8,16 @@
 //! - `end` is at or before the first tetris that is not on the disks, whole; it only grows.
 //! - A tetris that failed never counts as written: its blocks stay in memory, and the node stops.
 
-use std::collections::BTreeSet;
+use core::time::Duration;
+use std::collections::{BTreeSet, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 
 use cairn_raid_api::{Tetris, WriteError};
 use cairn_sys::lock::atomic::{AtomicI64, AtomicU64, Ordering};
 use cairn_sys::lock::{Mutex, Rank};
 use cairn_sys::mutant;
+use cairn_units::{Blocks, CpCount, MonoTime};
 use tokio::sync::{Notify, Semaphore};
 
 use super::CpError;
@@ -23,6 +26,16 @@ use crate::manager::Inner;
 /// Blocks on their way to RAID at once: 24 MiB. More is faster for who writes, and keeps readers and the
 /// log waiting behind a longer queue.
 const BLOCKS_IN_FLIGHT: u32 = 6144;
+/// Part of the log's room that may go while a point writes: the next one begins soon after.
+const ROOM_PERCENT: u64 = 55;
+/// Percent of its tetrises by which a point may be behind without hurrying.
+const BEHIND_PERCENT: u64 = 15;
+/// How many times as long as it writes a point rests that is not behind.
+const REST_PARTS: u64 = 4;
+/// Nanoseconds of a rest, at most.
+const REST_MAX: u64 = 40_000_000;
+/// Nanoseconds after which a rest looks whether somebody waits for the point by now.
+const REST_STEP: u64 = 2_000_000;
 /// What a small tetris counts as: its requests and its task cost as much.
 const TETRIS_BLOCKS_MIN: u32 = 256;
 
@@ -94,56 +107,176 @@ impl Placed {
     }
 }
 
-/// Tetrises on their way.
+/// How fast a point goes. While nobody waits for it, its tetrises go one by one, spread over the time
+/// in which the log fills: requests of clients must not stand behind them in the disks' queues, and
+/// a flush of the log's must not find many of their blocks to flush. When the log fills slowly or
+/// not at all, it rests after each for several times as long as that took. A point that falls
+/// behind goes at full speed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub cp: CpCount,
+    /// Room that the log had at the point's begin, and again when it had switched its halves.
+    pub room: Blocks,
+}
+
+impl Pace {
+    /// Percent of its tetrises that a point ought to have sent with so much of the room left.
+    fn percent(self, left: Blocks) -> u64 {
+        let gone = self.room.get().saturating_sub(left.get());
+        (gone * 100 * 100).checked_div(self.room.get() * ROOM_PERCENT).map_or(100, |p| p.min(100))
+    }
+}
+
+/// What became of the tetrises that were sent off.
+#[derive(Debug, Default)]
+struct Sent {
+    /// When the last of them was sent.
+    from: MonoTime,
+    /// When one of them was there last.
+    to: MonoTime,
+    failed: Option<WriteError>,
+}
+
+/// The tetrises of a point that are not on the disks.
 pub(super) struct Writes {
+    /// Those that are not on their way.
+    waiting: VecDeque<(TetrisNo, Tetris)>,
+    /// For those that are.
     room: Arc<Semaphore>,
-    failed: Arc<Mutex<Option<WriteError>>>,
+    /// How many there were and are; how many of them were sent off.
+    all: u64,
+    gone: u64,
+    sent: Arc<Mutex<Sent>>,
+    /// One of them is there.
+    ended: Arc<Notify>,
 }
 
 impl Writes {
     pub fn new() -> Self {
         Self {
+            waiting: VecDeque::new(),
             room: Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT as usize)),
-            failed: Arc::new(Mutex::new(Rank::PointFailure, None)),
+            all: 0,
+            gone: 0,
+            sent: Arc::new(Mutex::new(Rank::PointWrites, Sent::default())),
+            ended: Arc::default(),
         }
     }
-    /// Sends tetrises off when there is room for them on the way.
-    pub async fn send(
-        &self,
-        inner: &Inner,
-        tetrises: Vec<(TetrisNo, Tetris)>,
-    ) -> Result<(), CpError> {
-        for (no, tetris) in tetrises {
-            let blocks: usize = tetris.stripes.iter().map(|s| s.blocks.len()).sum();
-            let weight = u32::try_from(blocks).unwrap_or(u32::MAX);
-            let weight = weight.clamp(TETRIS_BLOCKS_MIN, BLOCKS_IN_FLIGHT);
-            let permit = self.room.clone().acquire_many_owned(weight).await;
-            self.check()?;
-            let (write, failed) = (inner.aggr.write(tetris), self.failed.clone());
-            let (placed, blocks) = (inner.placed.clone(), i64::try_from(blocks).unwrap_or(0));
-            inner.world.spawn.spawn(
-                "tetris",
-                Box::pin(async move {
-                    match write.await {
-                        Ok(()) => placed.written(no, blocks),
-                        Err(error) => drop(failed.lock().get_or_insert(error)),
-                    }
-                    drop(permit);
-                }),
-            );
+
+    pub fn push(&mut self, tetrises: Vec<(TetrisNo, Tetris)>) {
+        self.all += tetrises.len() as u64;
+        self.waiting.extend(tetrises);
+    }
+
+    pub fn is_any_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Sends off what it is time for. When somebody waits for the point that is all of it, however
+    /// long there is no room for it on the way.
+    pub async fn send_due(&mut self, inner: &Inner, pace: Pace) -> Result<(), CpError> {
+        while self.is_any_waiting() && self.due(inner, pace) == Due::Now {
+            self.send_first(inner).await?;
         }
+        self.check()
+    }
+
+    /// Sends the next one off when it is time.
+    pub async fn send_next(&mut self, inner: &Inner, pace: Pace) -> Result<(), CpError> {
+        self.wait_due(inner, pace).await;
+        self.send_first(inner).await
+    }
+
+    async fn wait_due(&self, inner: &Inner, pace: Pace) {
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            ended.as_mut().enable();
+            match self.due(inner, pace) {
+                Due::Now => return,
+                Due::Then => ended.await,
+                // Somebody may wait for the point by then.
+                Due::In(nanos) => {
+                    let step = Duration::from_nanos(nanos.min(REST_STEP));
+                    inner.world.clock.sleep(step).await;
+                }
+            }
+        }
+    }
+
+    /// When the next one may go.
+    fn due(&self, inner: &Inner, pace: Pace) -> Due {
+        let wanted = pace.percent(inner.log.room());
+        let ahead = (self.gone * 100 / self.all.max(1)).checked_sub(wanted);
+        let far_behind = self.gone * 100 + self.all * BEHIND_PERCENT < self.all * wanted;
+        if inner.is_hurried(pace.cp) || wanted >= 100 || far_behind {
+            return Due::Now;
+        }
+        if self.room.available_permits() < BLOCKS_IN_FLIGHT as usize {
+            return Due::Then;
+        }
+        if ahead.is_none() {
+            return Due::Now;
+        }
+        let sent = self.sent.lock();
+        let now = inner.world.clock.monotonic();
+        let (took, rested) = (sent.to.since(sent.from), now.since(sent.to));
+        let rest = (took.unwrap_or(0) * REST_PARTS).min(REST_MAX);
+        match rest.saturating_sub(rested.unwrap_or(0)) {
+            0 => Due::Now,
+            left => Due::In(left),
+        }
+    }
+
+    async fn send_first(&mut self, inner: &Inner) -> Result<(), CpError> {
+        let Some((no, tetris)) = self.waiting.pop_front() else { return Ok(()) };
+        let blocks: usize = tetris.stripes.iter().map(|s| s.blocks.len()).sum();
+        let weight = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let weight = weight.clamp(TETRIS_BLOCKS_MIN, BLOCKS_IN_FLIGHT);
+        let permit = self.room.clone().acquire_many_owned(weight).await;
+        self.check()?;
+        self.gone += 1;
+        let clock = inner.world.clock.clone();
+        self.sent.lock().from = clock.monotonic();
+        let (write, sent, ended) =
+            (inner.aggr.write(tetris), self.sent.clone(), self.ended.clone());
+        let (placed, blocks) = (inner.placed.clone(), i64::try_from(blocks).unwrap_or(0));
+        inner.world.spawn.spawn(
+            "tetris",
+            Box::pin(async move {
+                let written = write.await;
+                sent.lock().to = clock.monotonic();
+                match written {
+                    Ok(()) => placed.written(no, blocks),
+                    Err(error) => drop(sent.lock().failed.get_or_insert(error)),
+                }
+                drop(permit);
+                ended.notify_waiters();
+            }),
+        );
         Ok(())
     }
+
     fn check(&self) -> Result<(), CpError> {
-        let failed = self.failed.lock().clone();
+        let failed = self.sent.lock().failed.clone();
         failed.map_or(Ok(()), |e| Err(e.into()))
     }
-    /// Waits until all of them are on the disks.
+
+    /// Waits until all that were sent off are on the disks.
     pub async fn drain(&self) -> Result<(), CpError> {
         let permits = self.room.acquire_many(BLOCKS_IN_FLIGHT).await;
         drop(permits);
         self.check()
     }
+}
+
+/// When a tetris may go off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Now,
+    /// When those before it are there.
+    Then,
+    /// In so many nanoseconds.
+    In(u64),
 }
 
 #[cfg(test)]
@@ -160,5 +293,16 @@ mod tests {
             assert_eq!(placed.end(), TetrisNo(end), "after {tetris}");
         }
         assert_eq!(placed.pinned(), 10);
+    }
+
+    #[test]
+    fn a_point_ought_to_be_done_when_half_of_the_room_is_gone() {
+        let pace = Pace { cp: CpCount::new(1), room: Blocks::new(1000) };
+        let wanted = [(1000, 0), (1200, 0), (945, 10), (725, 50), (450, 100), (0, 100)];
+        for (left, percent) in wanted {
+            assert_eq!(pace.percent(Blocks::new(left)), percent, "{left} of 1000 left");
+        }
+        let none = Pace { room: Blocks::new(0), ..pace };
+        assert_eq!(none.percent(Blocks::new(0)), 100, "a log without room cannot wait");
     }
 }
