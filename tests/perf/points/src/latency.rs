@@ -107,7 +107,7 @@ fn percentile(sorted: &[u64], percent: usize) -> u64 {
 /// The table of waits.
 ///
 /// # Errors
-/// There were too few points or writes.
+/// There were too few points, or too few writes during them.
 pub fn report(writes: &[Wait], points: &[Wait]) -> anyhow::Result<String> {
     ensure!(points.len() >= POINTS_MIN, "{} consistency points are too few", points.len());
     let mut points = points.to_vec();
@@ -120,7 +120,6 @@ pub fn report(writes: &[Wait], points: &[Wait]) -> anyhow::Result<String> {
     ];
     let mut p99 = Vec::new();
     for (name, waits) in [("outside of points", &mut outside), ("during points", &mut inside)] {
-        ensure!(waits.len() >= WRITES_MIN, "{} writes {name} are too few", waits.len());
         let mut nanos: Vec<u64> = waits.iter().map(|w| w.nanos()).collect();
         nanos.sort_unstable();
         let us = |percent| percentile(&nanos, percent) / 1000;
@@ -130,11 +129,16 @@ pub fn report(writes: &[Wait], points: &[Wait]) -> anyhow::Result<String> {
     }
     let mut took: Vec<u64> = points.iter().map(|p| p.nanos() / 1_000_000).collect();
     took.sort_unstable();
-    let tenths = p99[1] * 10 / p99[0].max(1);
+    ensure!(inside.len() >= WRITES_MIN, "{} writes during points are too few", inside.len());
+    // Points may follow one another without a break.
+    let times = if outside.len() >= WRITES_MIN {
+        let tenths = p99[1] * 10 / p99[0].max(1);
+        format!("{}.{}", tenths / 10, tenths % 10)
+    } else {
+        "hardly any was outside".to_owned()
+    };
     lines.push(format!(
-        "\np99 during points / outside: {}.{}. {} points, {} ms each in the middle, {} ms at most.",
-        tenths / 10,
-        tenths % 10,
+        "\np99 during points / outside: {times}. {} points, {} ms each in the middle, {} ms at most.",
         points.len(),
         percentile(&took, 50),
         percentile(&took, 100)
@@ -181,5 +185,9 @@ mod tests {
         let same = report(&writes(50_000).collect::<Vec<_>>(), &points).unwrap();
         assert!(same.contains("/ outside: 1.0."), "{same}");
         assert!(report(&writes(50_000).collect::<Vec<_>>(), &points[..4]).is_err());
+        let always: Vec<Wait> =
+            (0..5u64).map(|n| wait(n * 20_000_000, (n + 1) * 20_000_000)).collect();
+        let always = report(&writes(50_000).collect::<Vec<_>>(), &always).unwrap();
+        assert!(always.contains("/ outside: hardly any"), "{always}");
     }
 }
