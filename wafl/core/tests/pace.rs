@@ -19,7 +19,7 @@ fn with_file(seed: u64) -> (Rig, ObjectRef) {
     rig.config.cache_blocks = 16_384;
     rig.mount();
     let root = volume(&rig, 1, 256 << 20);
-    let file = create(&rig, root, "file").unwrap();
+    let file = create(&rig, root, "file").expect("a file is made");
     dirty(&rig, file);
     manage(&rig, Manage::ConsistencyPoint);
     (rig, file)
@@ -28,7 +28,7 @@ fn with_file(seed: u64) -> (Rig, ObjectRef) {
 /// Blocks that nobody waits for, in pieces that are no stream.
 fn dirty(rig: &Rig, file: ObjectRef) {
     for at in (0..BLOCKS).step_by(4) {
-        write(rig, file, at, at * 4096, 4 * 4096).unwrap();
+        write(rig, file, at, at * 4096, 4 * 4096).expect("there is room");
     }
 }
 
