@@ -344,6 +344,15 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_neither_tiny_nor_huge() {
+        let with = |size: &str| parse(&format!("{SMALL}log_size = \"{size}\"\n"));
+        assert_eq!(with("2MiB").unwrap().storage.log_bytes, Some(2 << 20));
+        for size in ["1MiB", "5GiB", "much"] {
+            assert!(with(size).unwrap_err().contains("storage.log_size"), "{size}");
+        }
+    }
+
+    #[test]
     fn every_key_is_read() {
         let text = "state_dir = \"/s\"\n[nfs]\nlisten = \"10.0.0.1:20490\"\nworkers = 3\n\
             rpcbind = \"serve\"\nrpcbind_port = 1111\n[rest]\nlisten = \"127.0.0.1:80\"\n\

@@ -94,7 +94,7 @@ pub enum Rank {
     CheckProgress,
     /// Storage manager: blocks that are being loaded.
     Loading,
-    /// Storage manager: first failed write of a consistency point.
+    /// Storage manager: when tetrises of a consistency point were sent and written, the first failure.
     PointWrites,
     /// Storage manager: tetrises that are on the disks before earlier ones.
     TetrisesWritten,

@@ -523,7 +523,7 @@ impl Run<'_> {
                 };
                 same.map_err(|wrong| CpError::Sums(volume.fsid, wrong))?;
                 self.inner.placed.drained.notify_waiters();
-                // Sent later: the new half of the log takes nothing before the old one is closed.
+                // Sent later: until the old half of the log is closed, its room is all that clients have.
                 self.collect(space);
                 return Ok(Some(Frozen { volume: volume.clone(), vvbns: pool, freed, record }));
             }

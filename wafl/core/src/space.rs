@@ -441,8 +441,8 @@ impl Space {
             let region = self.geometry.groups[group].region_stripes.max(1);
             let wanted = self.expected.div_ceil(columns).max(1);
             let region_end = (first / region + 1) * region;
-            let deepest = if self.gentle { GENTLE_STRIPES } else { TETRIS_STRIPES_MAX };
-            let depth = wanted.min(self.tetris_stripes).min(deepest);
+            let gentle = if self.gentle { GENTLE_STRIPES } else { u64::MAX };
+            let depth = wanted.min(self.tetris_stripes).min(gentle);
             let end = area_end.min(region_end).min(first + depth);
             let at_map = |m| NoBlock::Miss(SpaceFile::Map, m);
             let told = (end > area.ahead_end).then(|| {

@@ -10,7 +10,6 @@
 
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
-use std::pin::pin;
 use std::sync::Arc;
 
 use cairn_raid_api::{Tetris, WriteError};
@@ -21,7 +20,7 @@ use cairn_units::{Blocks, CpCount, MonoTime};
 use tokio::sync::{Notify, Semaphore};
 
 use super::CpError;
-use crate::manager::Inner;
+use crate::manager::{Inner, first_of};
 
 /// Blocks on their way to RAID at once: 24 MiB. More is faster for who writes, and keeps readers and the
 /// log waiting behind a longer queue.
@@ -125,6 +124,36 @@ impl Pace {
         let gone = self.room.get().saturating_sub(left.get());
         (gone * 100 * 100).checked_div(self.room.get() * ROOM_PERCENT).map_or(100, |p| p.min(100))
     }
+
+    /// Nanoseconds until the next tetris may go, with so much of the room left; `u64::MAX`: when those
+    /// before it are there.
+    fn wait(self, progress: Progress, left: Blocks) -> u64 {
+        let Progress { all, gone, on_way, took, rested } = progress;
+        let wanted = self.percent(left);
+        if wanted >= 100 || gone * 100 + all * BEHIND_PERCENT < all * wanted {
+            return 0;
+        }
+        if on_way {
+            return u64::MAX;
+        }
+        if gone * 100 < all * wanted {
+            return 0;
+        }
+        (took.saturating_mul(REST_PARTS)).min(REST_MAX).saturating_sub(rested)
+    }
+}
+
+/// How far a point is with its tetrises.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    all: u64,
+    /// Sent off.
+    gone: u64,
+    /// One of them is not there yet.
+    on_way: bool,
+    /// Nanoseconds that the last one took, and since then.
+    took: u64,
+    rested: u64,
 }
 
 /// What became of the tetrises that were sent off.
@@ -139,7 +168,8 @@ struct Sent {
 
 /// The tetrises of a point that are not on the disks.
 pub(super) struct Writes {
-    /// Those that are not on their way.
+    /// Those that are not on their way. Their blocks count as pinned: who makes more than there may be
+    /// of those makes the point hurry ([`Inner::must_drain`]).
     waiting: VecDeque<(TetrisNo, Tetris)>,
     /// For those that are.
     room: Arc<Semaphore>,
@@ -175,7 +205,7 @@ impl Writes {
     /// Sends off what it is time for. When somebody waits for the point that is all of it, however
     /// long there is no room for it on the way.
     pub async fn send_due(&mut self, inner: &Inner, pace: Pace) -> Result<(), CpError> {
-        while self.is_any_waiting() && self.due(inner, pace) == Due::Now {
+        while self.is_any_waiting() && self.wait_left(inner, pace) == 0 {
             self.send_first(inner).await?;
         }
         self.check()
@@ -189,42 +219,35 @@ impl Writes {
 
     async fn wait_due(&self, inner: &Inner, pace: Pace) {
         loop {
-            let mut ended = pin!(self.ended.notified());
+            let mut ended = Box::pin(self.ended.notified());
             ended.as_mut().enable();
-            match self.due(inner, pace) {
-                Due::Now => return,
-                Due::Then => ended.await,
+            match self.wait_left(inner, pace) {
+                0 => return,
                 // Somebody may wait for the point by then.
-                Due::In(nanos) => {
+                nanos => {
                     let step = Duration::from_nanos(nanos.min(REST_STEP));
-                    inner.world.clock.sleep(step).await;
+                    first_of(inner.world.clock.sleep(step), ended).await;
                 }
             }
         }
     }
 
-    /// When the next one may go.
-    fn due(&self, inner: &Inner, pace: Pace) -> Due {
-        let wanted = pace.percent(inner.log.room());
-        let ahead = (self.gone * 100 / self.all.max(1)).checked_sub(wanted);
-        let far_behind = self.gone * 100 + self.all * BEHIND_PERCENT < self.all * wanted;
-        if inner.is_hurried(pace.cp) || wanted >= 100 || far_behind {
-            return Due::Now;
-        }
-        if self.room.available_permits() < BLOCKS_IN_FLIGHT as usize {
-            return Due::Then;
-        }
-        if ahead.is_none() {
-            return Due::Now;
+    /// Nanoseconds until the next one may go.
+    fn wait_left(&self, inner: &Inner, pace: Pace) -> u64 {
+        if inner.is_hurried(pace.cp) {
+            return 0;
         }
         let sent = self.sent.lock();
         let now = inner.world.clock.monotonic();
-        let (took, rested) = (sent.to.since(sent.from), now.since(sent.to));
-        let rest = (took.unwrap_or(0) * REST_PARTS).min(REST_MAX);
-        match rest.saturating_sub(rested.unwrap_or(0)) {
-            0 => Due::Now,
-            left => Due::In(left),
-        }
+        let progress = Progress {
+            all: self.all,
+            gone: self.gone,
+            on_way: self.room.available_permits() < BLOCKS_IN_FLIGHT as usize,
+            took: sent.to.since(sent.from).unwrap_or(0),
+            rested: now.since(sent.to).unwrap_or(0),
+        };
+        drop(sent);
+        pace.wait(progress, inner.log.room())
     }
 
     async fn send_first(&mut self, inner: &Inner) -> Result<(), CpError> {
@@ -269,16 +292,6 @@ impl Writes {
     }
 }
 
-/// When a tetris may go off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
-    Now,
-    /// When those before it are there.
-    Then,
-    /// In so many nanoseconds.
-    In(u64),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,5 +317,24 @@ mod tests {
         }
         let none = Pace { room: Blocks::new(0), ..pace };
         assert_eq!(none.percent(Blocks::new(0)), 100, "a log without room cannot wait");
+    }
+
+    #[test]
+    fn a_tetris_waits_for_those_before_it_and_a_rest_unless_the_point_is_behind() {
+        let pace = Pace { cp: CpCount::new(1), room: Blocks::new(1000) };
+        let at = |gone, on_way, rested| Progress { all: 100, gone, on_way, took: 1000, rested };
+        let (full, tenth, done) = (Blocks::new(1000), Blocks::new(945), Blocks::new(450));
+        // In time, or ahead: one by one, with a rest of four times as long.
+        assert_eq!(pace.wait(at(1, true, 0), full), u64::MAX);
+        assert_eq!(pace.wait(at(1, false, 0), full), 4000);
+        assert_eq!(pace.wait(at(10, false, 1500), tenth), 2500);
+        assert_eq!(pace.wait(at(50, false, 4000), tenth), 0);
+        let slow = Progress { took: u64::MAX / 8, ..at(1, false, 0) };
+        assert_eq!(pace.wait(slow, full), REST_MAX);
+        // Behind: no rest; far behind, or with the room gone: no waiting either.
+        assert_eq!(pace.wait(at(9, false, 0), tenth), 0);
+        assert_eq!(pace.wait(at(9, true, 0), tenth), u64::MAX);
+        assert_eq!(pace.wait(at(30, true, 0), Blocks::new(725)), 0);
+        assert_eq!(pace.wait(at(99, true, 0), done), 0);
     }
 }
