@@ -67,7 +67,7 @@ impl MHost {
     }
 
     /// All aggregates (one, for now).
-    pub(crate) async fn aggregates_view(&self) -> Result<Vec<AggregateView>, ApiError> {
+    pub async fn aggregates_view(&self) -> Result<Vec<AggregateView>, ApiError> {
         let a = self.aggregate_status().await?;
         let groups = a.groups.into_iter().map(|g| GroupView {
             group: g.group.get(),

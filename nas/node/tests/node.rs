@@ -164,6 +164,38 @@ fn nonvolatile_log_devices_take_the_log_without_a_flush() {
     }
 }
 
+/// The log takes its room from the data of each disk, when the aggregate is formed and never after.
+#[test]
+fn log_has_the_size_it_was_formed_with() {
+    let dir = TempDir::new("log-size");
+    let size = |name: &str, log: u64| {
+        let at = dir.0.join(name);
+        std::fs::create_dir_all(&at).unwrap();
+        let at = TempDir(at);
+        let mut config = config(&at.0, at.disks(5));
+        config.storage.log_bytes = Some(log);
+        let sizes = [Formation::Allowed, Formation::Refused].map(|form| {
+            let size = run(async |world| {
+                let node = start(&world, &config, form).await.unwrap();
+                let aggregates = node.front.mhost().aggregates_view().await.unwrap();
+                node.stop().await.unwrap();
+                aggregates[0].size_bytes
+            });
+            config.storage.log_bytes = Some(4 << 20);
+            size
+        });
+        assert_eq!(sizes[0], sizes[1], "{name}");
+        sizes[0]
+    };
+    let (small, large) = (size("small", 2 << 20), size("large", 16 << 20));
+    let data_disks = 3;
+    let taken = data_disks * (14 << 20);
+    assert!(
+        small - large >= taken - (2 << 20) && small - large <= taken + (2 << 20),
+        "{small} {large}"
+    );
+}
+
 #[test]
 fn blank_disks_are_refused_unless_told_and_nothing_is_written() {
     let dir = TempDir::new("blank");

@@ -303,7 +303,7 @@ impl VolState {
     /// Frees the blocks of a tree without indirect blocks.
     fn free_roots(&mut self, tree: &Tree) {
         let before = self.freed.len();
-        self.freed.extend(tree.roots().into_iter().filter(|p| !p.is_hole()));
+        self.freed.extend(tree.roots().iter().filter(|p| !p.is_hole()));
         let freed = i64::try_from(self.freed.len() - before).unwrap_or(i64::MAX);
         self.sums.residue += tree.blocks() - freed;
     }

@@ -2,7 +2,8 @@
 //!
 //! Layer: under [`crate::tree`]; knows no pointers. Neighbours share a chunk of 16, so that a run of blocks costs one
 //! look-up and one node of the ordered map for all 16; the chunk found last at each level is remembered, so
-//! that going through a file in order costs no look-up at all.
+//! that going through a file in order costs no look-up at all. A file with one block in memory, as most have that
+//! are in core, needs none of these tables: they are a KiB and six allocations.
 //!
 //! # Invariants
 //! - A chunk in the map holds at least one buffer; `dirty` of a chunk names only buffers that it has.
@@ -66,12 +67,26 @@ fn ones(mut mask: u16) -> impl Iterator<Item = u32> {
     })
 }
 
-/// See the module. Most files that are in core have no buffer at all: nothing is allocated for them.
+/// See the module. Many files that are in core have no buffer at all: nothing is allocated for them.
 #[derive(Debug, Default)]
-pub(crate) struct Bufs(Option<Box<Held>>);
+pub(crate) enum Bufs {
+    #[default]
+    Empty,
+    One(Box<One>),
+    /// At least one; there were several since it was empty.
+    Many(Box<Held>),
+}
+
+/// The only block in memory.
+#[derive(Debug)]
+pub(crate) struct One {
+    key: Key,
+    dirty: bool,
+    buf: Buf,
+}
 
 #[derive(Debug, Default)]
-struct Held {
+pub(crate) struct Held {
     map: BTreeMap<ChunkId, u32>,
     chunks: Vec<Option<Box<Chunk>>>,
     /// Places in `chunks` that are empty.
@@ -128,86 +143,43 @@ impl Held {
             self.last(id).set(None);
         }
     }
-}
 
-impl Bufs {
-    fn chunk(&self, id: ChunkId) -> Option<&Chunk> {
-        self.0.as_ref()?.chunk(id)
-    }
-    fn chunk_mut(&mut self, id: ChunkId) -> Option<&mut Chunk> {
-        self.0.as_mut()?.chunk_mut(id)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-    pub fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |held| held.resident)
-    }
-    pub fn dirty_count(&self) -> u64 {
-        self.0.as_ref().map_or(0, |held| held.dirty_count)
-    }
-
-    pub fn contains(&self, key: Key) -> bool {
-        self.get(key).is_some()
-    }
-    pub fn get(&self, key: Key) -> Option<&Buf> {
+    fn get(&self, key: Key) -> Option<&Buf> {
         let (id, within) = ChunkId::of(key);
         self.chunk(id)?.bufs[within].as_ref()
     }
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut Buf> {
+    fn get_mut(&mut self, key: Key) -> Option<&mut Buf> {
         let (id, within) = ChunkId::of(key);
         self.chunk_mut(id)?.bufs[within].as_mut()
     }
-    /// The buffer, if it is there and dirty.
-    pub fn dirty_mut(&mut self, key: Key) -> Option<&mut Buf> {
-        let (id, within) = ChunkId::of(key);
-        let chunk = self.chunk_mut(id)?;
-        if chunk.dirty & (1 << within) == 0 {
-            return None;
-        }
-        chunk.bufs[within].as_mut()
-    }
-    pub fn is_dirty(&self, key: Key) -> bool {
+    fn is_dirty(&self, key: Key) -> bool {
         let (id, within) = ChunkId::of(key);
         self.chunk(id).is_some_and(|c| c.dirty & (1 << within) != 0)
     }
-
-    /// Adds a buffer that is not there, clean.
-    pub fn insert(&mut self, key: Key, buf: Buf) {
+    fn insert(&mut self, key: Key, buf: Buf) {
         let (id, within) = ChunkId::of(key);
-        let held = self.0.get_or_insert_default();
-        let at = held.place(id);
-        held.resident += 1;
-        let Some(chunk) = &mut held.chunks[at as usize] else { unreachable!("made above") };
+        let at = self.place(id);
+        self.resident += 1;
+        let Some(chunk) = &mut self.chunks[at as usize] else { unreachable!("made above") };
         assert!(chunk.bufs[within].is_none(), "{key:?} is already in memory");
         chunk.bufs[within] = Some(buf);
         chunk.present |= 1 << within;
     }
-
-    /// Takes a buffer out, with whether it was dirty.
-    pub fn remove(&mut self, key: Key) -> Option<(Buf, bool)> {
+    fn remove(&mut self, key: Key) -> Option<(Buf, bool)> {
         let dirty = self.set_dirty(key, false);
         let (id, within) = ChunkId::of(key);
-        let held = self.0.as_mut()?;
-        let chunk = held.chunk_mut(id)?;
+        let chunk = self.chunk_mut(id)?;
         let buf = chunk.bufs[within].take()?;
         chunk.present &= !(1 << within);
         if chunk.present == 0 {
-            held.drop_chunk(id);
+            self.drop_chunk(id);
         }
-        held.resident -= 1;
-        if held.resident == 0 {
-            self.0 = None;
-        }
+        self.resident -= 1;
         Some((buf, dirty))
     }
-
-    /// Marks a buffer dirty or clean; whether it was dirty before. Nothing happens without one.
-    pub fn set_dirty(&mut self, key: Key, dirty: bool) -> bool {
+    fn set_dirty(&mut self, key: Key, dirty: bool) -> bool {
         let (id, within) = ChunkId::of(key);
-        let Some(held) = self.0.as_mut() else { return false };
-        let Some(chunk) = held.chunk_mut(id) else { return false };
+        let Some(chunk) = self.chunk_mut(id) else { return false };
         let (bit, others) = (1 << within, chunk.dirty & !(1 << within));
         let was = chunk.dirty & bit != 0;
         if was == dirty || chunk.present & bit == 0 {
@@ -215,39 +187,148 @@ impl Bufs {
         }
         chunk.dirty ^= bit;
         match dirty {
-            true => held.dirty_count += 1,
-            false => held.dirty_count -= 1,
+            true => self.dirty_count += 1,
+            false => self.dirty_count -= 1,
         }
         if others == 0 {
-            let changed = if dirty { held.dirty.insert(id) } else { held.dirty.remove(&id) };
+            let changed = if dirty { self.dirty.insert(id) } else { self.dirty.remove(&id) };
             assert!(changed, "the set of dirty chunks is right");
         }
         was
     }
+    fn dirty_from(&self, from: Key) -> impl Iterator<Item = Key> {
+        let (first, _) = ChunkId::of(from);
+        self.dirty.range(first..).flat_map(|id| {
+            let dirty = self.chunk(*id).map_or(0, |c| c.dirty);
+            ones(dirty).map(|within| id.key(within))
+        })
+    }
+    fn keys_from(&self, level: u8, index: u64) -> impl Iterator<Item = Key> {
+        let (first, _) = ChunkId::of(Key { level, index });
+        let (end, _) = ChunkId::of(Key { level: level + 1, index: 0 });
+        self.map.range(first..end).flat_map(|(id, at)| {
+            let present = self.chunks[*at as usize].as_ref().map_or(0, |c| c.present);
+            ones(present).map(|within| id.key(within))
+        })
+    }
+}
+
+impl One {
+    fn is(&self, key: Key) -> bool {
+        self.key == key
+    }
+}
+
+impl Bufs {
+    fn one(&self) -> Option<&One> {
+        if let Bufs::One(one) = self { Some(one) } else { None }
+    }
+    fn many(&self) -> Option<&Held> {
+        if let Bufs::Many(held) = self { Some(held) } else { None }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Bufs::Empty)
+    }
+    pub fn len(&self) -> usize {
+        match self {
+            Bufs::Empty => 0,
+            Bufs::One(_) => 1,
+            Bufs::Many(held) => held.resident,
+        }
+    }
+    pub fn dirty_count(&self) -> u64 {
+        match self {
+            Bufs::Empty => 0,
+            Bufs::One(one) => one.dirty.into(),
+            Bufs::Many(held) => held.dirty_count,
+        }
+    }
+
+    pub fn contains(&self, key: Key) -> bool {
+        self.get(key).is_some()
+    }
+    pub fn get(&self, key: Key) -> Option<&Buf> {
+        match self {
+            Bufs::Empty => None,
+            Bufs::One(one) => one.is(key).then_some(&one.buf),
+            Bufs::Many(held) => held.get(key),
+        }
+    }
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut Buf> {
+        match self {
+            Bufs::Empty => None,
+            Bufs::One(one) => one.is(key).then_some(&mut one.buf),
+            Bufs::Many(held) => held.get_mut(key),
+        }
+    }
+    /// The buffer, if it is there and dirty.
+    pub fn dirty_mut(&mut self, key: Key) -> Option<&mut Buf> {
+        if self.is_dirty(key) { self.get_mut(key) } else { None }
+    }
+    pub fn is_dirty(&self, key: Key) -> bool {
+        match self {
+            Bufs::Empty => false,
+            Bufs::One(one) => one.is(key) && one.dirty,
+            Bufs::Many(held) => held.is_dirty(key),
+        }
+    }
+
+    /// Adds a buffer that is not there, clean.
+    pub fn insert(&mut self, key: Key, buf: Buf) {
+        *self = match core::mem::take(self) {
+            Bufs::Empty => Bufs::One(Box::new(One { key, dirty: false, buf })),
+            Bufs::One(one) => {
+                let mut held = Box::<Held>::default();
+                held.insert(one.key, one.buf);
+                held.set_dirty(one.key, one.dirty);
+                held.insert(key, buf);
+                Bufs::Many(held)
+            }
+            Bufs::Many(mut held) => {
+                held.insert(key, buf);
+                Bufs::Many(held)
+            }
+        };
+    }
+
+    /// Takes a buffer out, with whether it was dirty.
+    pub fn remove(&mut self, key: Key) -> Option<(Buf, bool)> {
+        let removed = match self {
+            Bufs::Many(held) => held.remove(key)?,
+            Bufs::One(one) if one.is(key) => match core::mem::take(self) {
+                Bufs::One(one) => return Some((one.buf, one.dirty)),
+                _ => unreachable!("looked at above"),
+            },
+            _ => return None,
+        };
+        if self.len() == 0 {
+            *self = Bufs::Empty;
+        }
+        Some(removed)
+    }
+
+    /// Marks a buffer dirty or clean; whether it was dirty before. Nothing happens without one.
+    pub fn set_dirty(&mut self, key: Key, dirty: bool) -> bool {
+        match self {
+            Bufs::One(one) if one.is(key) => core::mem::replace(&mut one.dirty, dirty),
+            Bufs::Many(held) => held.set_dirty(key, dirty),
+            _ => false,
+        }
+    }
 
     /// Dirty keys at or behind `from`, in order.
     pub fn dirty_from(&self, from: Key) -> impl Iterator<Item = Key> {
-        let (first, _) = ChunkId::of(from);
-        let keys = self.0.iter().flat_map(move |held| {
-            held.dirty.range(first..).flat_map(|id| {
-                let dirty = held.chunk(*id).map_or(0, |c| c.dirty);
-                ones(dirty).map(|within| id.key(within))
-            })
-        });
-        keys.skip_while(move |key| *key < from)
+        let one = self.one().filter(|one| one.dirty).map(|one| one.key);
+        let many = self.many().into_iter().flat_map(move |held| held.dirty_from(from));
+        one.into_iter().chain(many).skip_while(move |key| *key < from)
     }
 
     /// Keys in memory of one level at or behind an index, in order.
     pub fn keys_from(&self, level: u8, index: u64) -> impl Iterator<Item = Key> {
-        let (first, _) = ChunkId::of(Key { level, index });
-        let (end, _) = ChunkId::of(Key { level: level + 1, index: 0 });
-        let keys = self.0.iter().flat_map(move |held| {
-            held.map.range(first..end).flat_map(|(id, at)| {
-                let present = held.chunks[*at as usize].as_ref().map_or(0, |c| c.present);
-                ones(present).map(|within| id.key(within))
-            })
-        });
-        keys.skip_while(move |key| key.index < index)
+        let one = self.one().map(|one| one.key).filter(|key| key.level == level);
+        let many = self.many().into_iter().flat_map(move |held| held.keys_from(level, index));
+        one.into_iter().chain(many).skip_while(move |key| key.index < index)
     }
 
     /// All keys in memory, in order.

@@ -24,9 +24,9 @@ use crate::cp::TetrisNo;
 use crate::tree::{Evicted, Key};
 use crate::volume::FileId;
 
-/// In-core inodes that take what a block takes: one is 1 KiB, with the tables of a tree that has a
-/// block in memory up to 2.5.
-const INODES_PER_BLOCK: usize = 2;
+/// In-core inodes that take what a block takes: one is half a KiB with what belongs to it, and 2 with
+/// the tables of a tree that has several blocks in memory (few have).
+const INODES_PER_BLOCK: usize = 6;
 /// Of eight parts of the memory for blocks and in-core inodes, those for blocks: what is in core is
 /// in a block as well, in a third of the space.
 const BLOCK_SHARE: usize = 7;

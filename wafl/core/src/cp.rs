@@ -141,7 +141,7 @@ fn tree_inode(tree: &Tree) -> Inode {
     let mut inode = Inode::free(InodeNo::new(0), Generation::new(0));
     inode.kind = InodeKind::Internal;
     inode.height = tree.height();
-    inode.pointers = tree.roots();
+    inode.pointers = tree.roots().clone();
     inode.blocks = tree.blocks();
     inode
 }

@@ -25,7 +25,7 @@ use crate::change::{Change, MakeChange, NewInode, Setting};
 use crate::perm::{self, Judge, Right};
 use crate::streams::READ_AHEAD_BLOCKS;
 use crate::tree::Key;
-use crate::volume::{File, FileId, Miss, ROOT_INO, Stop, VolState, file_kind, miss};
+use crate::volume::{FileId, Miss, ROOT_INO, Stop, VolState, file_kind, miss};
 use crate::xattr;
 
 /// Names that a file may have.
@@ -738,23 +738,9 @@ impl VolState {
 
     /// Adds references and attributes to the entries of a listing.
     fn listed(&self, page: Page, with_files: bool) -> Result<Vec<Entry<ObjectRef>>, Stop> {
-        let mut misses: Vec<Miss> = Vec::new();
         let mut files = Vec::new();
         if with_files {
-            // In a large directory each inode is a cache miss or two. Touched in a loop that does
-            // nothing else, many of them are fetched at once.
-            let in_core: Vec<Option<&File>> =
-                page.found.iter().map(|e| self.in_core.get(&e.ino)).collect();
-            core::hint::black_box(
-                in_core.iter().flatten().fold(0, |sum: u64, file| sum.wrapping_add(file.warm())),
-            );
-            files.reserve(in_core.len());
-            for (entry, file) in page.found.iter().zip(in_core) {
-                files.push(self.listed_file(entry, file, &mut misses)?);
-            }
-            if !misses.is_empty() {
-                return Err(Stop::Miss(misses));
-            }
+            files = self.listed_files(&page.found)?;
         }
         let mut files = files.into_iter();
         let mut entries = Vec::with_capacity(page.found.len());
@@ -766,35 +752,41 @@ impl VolState {
         Ok(entries)
     }
 
-    /// Reference and attributes of a listed file; none when they must be loaded or the entry is
-    /// stale.
-    fn listed_file(
-        &self,
-        entry: &PageEntry,
-        in_core: Option<&File>,
-        misses: &mut Vec<Miss>,
-    ) -> Result<Option<(ObjectRef, Attrs)>, Stop> {
-        let ino = entry.ino;
-        let (generation, attrs) = match in_core {
-            Some(file) => (file.inode.generation, self.attrs_of(file)),
-            None => match self.look_at(ino) {
-                Ok(found) => found,
+    /// References and attributes of the listed files, none for a stale entry; or all the blocks
+    /// that must be loaded for them.
+    fn listed_files(&self, entries: &[PageEntry]) -> Result<Vec<Option<(ObjectRef, Attrs)>>, Stop> {
+        let mut misses: Vec<Miss> = Vec::new();
+        let mut seen = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match self.see(entry.ino) {
+                Ok(inode) => seen.push(inode),
                 Err(Stop::Miss(more)) => {
-                    for m in more {
-                        if misses.last() != Some(&m) {
-                            misses.push(m);
+                    for miss in more {
+                        if misses.last() != Some(&miss) {
+                            misses.push(miss);
                         }
                     }
-                    return Ok(None);
                 }
                 Err(stop) => return Err(stop),
-            },
-        };
-        if entry.generation.is_some_and(|g| g != generation) {
-            tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "stale entry");
-            return Ok(None);
+            }
         }
-        Ok(Some((self.object_ref(ino, generation), attrs)))
+        if !misses.is_empty() {
+            return Err(Stop::Miss(misses));
+        }
+        // In a large directory each inode is a cache miss or two. Touched in a loop that does
+        // nothing else, many of them are fetched at once.
+        let warm = seen.iter().fold(0u64, |sum, inode| sum.wrapping_add(inode.warm()));
+        core::hint::black_box(warm);
+        let mut files = Vec::with_capacity(entries.len());
+        for (entry, inode) in entries.iter().zip(&seen) {
+            let (generation, attrs) = self.seen(entry.ino, inode)?;
+            let stale = entry.generation.is_some_and(|g| g != generation);
+            if stale {
+                tracing::error!(fsid = self.fsid.get(), ino = entry.ino.get(), "stale entry");
+            }
+            files.push((!stale).then(|| (self.object_ref(entry.ino, generation), attrs)));
+        }
+        Ok(files)
     }
 
     fn plan_fs_stat(&mut self, call: &Call<'_>, obj: ObjectRef) -> Plan {

@@ -157,7 +157,7 @@ pub(crate) struct Space {
 }
 
 fn tree_of(inode: &Inode) -> Tree {
-    Tree::new(inode.height, inode.pointers, inode.blocks)
+    Tree::new(inode.height, inode.pointers.clone(), inode.blocks)
 }
 
 impl Space {

@@ -23,10 +23,13 @@ struct Stream {
     run: u8,
 }
 
-/// See the module.
+/// See the module. Nothing is allocated for a file whose reads find all in memory.
 #[derive(Debug, Default)]
-pub(crate) struct Streams {
-    known: [Stream; STREAMS],
+pub(crate) struct Streams(Option<Box<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    streams: [Stream; STREAMS],
     /// Whose turn it is to be forgotten.
     oldest: u8,
 }
@@ -34,19 +37,20 @@ pub(crate) struct Streams {
 impl Streams {
     /// Notes a read of blocks `begin..end`; whether to load ahead for it.
     pub fn goes_on(&mut self, begin: u64, end: u64) -> bool {
+        let known = self.0.get_or_insert_default();
         let reach = READS_UNDER_WAY * end.saturating_sub(begin);
         let near = |s: &&mut Stream| s.end != 0 && s.end.abs_diff(begin) <= reach;
-        let stream = match self.known.iter_mut().find(near) {
+        let stream = match known.streams.iter_mut().find(near) {
             Some(stream) => {
                 stream.run = stream.run.saturating_add(1);
                 stream
             }
             None => {
-                let at = usize::from(self.oldest) % STREAMS;
-                self.oldest = self.oldest.wrapping_add(1);
+                let at = usize::from(known.oldest) % STREAMS;
+                known.oldest = known.oldest.wrapping_add(1);
                 // Who begins with the file is taken for a stream at once.
-                self.known[at] = Stream { end: 0, run: if begin == 0 { RUN_MIN } else { 0 } };
-                &mut self.known[at]
+                known.streams[at] = Stream { end: 0, run: if begin == 0 { RUN_MIN } else { 0 } };
+                &mut known.streams[at]
             }
         };
         let ahead = stream.run >= RUN_MIN;

@@ -19,7 +19,8 @@ use std::cell::Cell;
 
 use cairn_sys::{Block, BlockMut, mutant};
 use cairn_wafl_format::{
-    BlockPtr, DIRECT_POINTERS, POINTERS_PER_BLOCK, POINTERS_SHIFT, pointer_at, set_pointer_at,
+    BlockPtr, DIRECT_POINTERS, POINTERS_PER_BLOCK, POINTERS_SHIFT, Pointers, pointer_at,
+    set_pointer_at,
 };
 
 use crate::bufs::{Buf, Bufs};
@@ -81,7 +82,7 @@ pub(crate) struct Dropped {
 #[derive(Debug)]
 pub(crate) struct Tree {
     height: u8,
-    roots: [BlockPtr; DIRECT_POINTERS],
+    roots: Pointers,
     bufs: Bufs,
     /// Blocks of the file: placed ones and dirty ones without a place. An estimate between a cut
     /// through holes and the end of the cut-off tail ([`Self::correct_blocks`]).
@@ -104,20 +105,20 @@ const fn span_mask(level: u8) -> u64 {
 }
 
 impl Tree {
-    pub fn new(height: u8, roots: [BlockPtr; DIRECT_POINTERS], blocks: i64) -> Self {
+    pub fn new(height: u8, roots: Pointers, blocks: i64) -> Self {
         assert!(height <= HEIGHT_MAX, "tree of height {height}");
         Self { height, roots, bufs: Bufs::default(), blocks }
     }
 
     pub fn empty() -> Self {
-        Self::new(0, [BlockPtr::HOLE; DIRECT_POINTERS], 0)
+        Self::new(0, Pointers::default(), 0)
     }
 
     pub fn height(&self) -> u8 {
         self.height
     }
-    pub fn roots(&self) -> [BlockPtr; DIRECT_POINTERS] {
-        self.roots
+    pub fn roots(&self) -> &Pointers {
+        &self.roots
     }
     pub fn blocks(&self) -> i64 {
         self.blocks
@@ -148,7 +149,7 @@ impl Tree {
             return Ok(BlockPtr::HOLE);
         }
         if key.level == self.height {
-            return Ok(usize::try_from(key.index).map_or(BlockPtr::HOLE, |i| self.roots[i]));
+            return Ok(usize::try_from(key.index).map_or(BlockPtr::HOLE, |i| self.roots.get(i)));
         }
         let parent = key.parent();
         if let Some(buf) = self.bufs.get(parent) {
@@ -160,9 +161,14 @@ impl Tree {
 
     /// The block in memory, `None` for a hole.
     pub fn get(&self, key: Key) -> Result<Option<Block>, TreeMiss> {
+        self.look(key).map(|block| block.cloned())
+    }
+
+    /// [`Self::get`] for a glance.
+    pub fn look(&self, key: Key) -> Result<Option<&Block>, TreeMiss> {
         if let Some(buf) = self.bufs.get(key) {
             buf.hot.set(true);
-            return Ok(Some(buf.block.clone()));
+            return Ok(Some(&buf.block));
         }
         let ptr = self.ptr(key)?;
         if ptr.is_hole() { Ok(None) } else { Err(TreeMiss { key, ptr }) }
@@ -220,13 +226,13 @@ impl Tree {
     fn grow_for(&mut self, index: u64, dirtied: &mut Dirtied) {
         while index >= capacity(self.height) {
             assert!(self.height < HEIGHT_MAX, "block {index} is beyond any file");
-            let old = core::mem::replace(&mut self.roots, [BlockPtr::HOLE; DIRECT_POINTERS]);
+            let old = core::mem::take(&mut self.roots);
             self.height += 1;
-            if self.bufs.is_empty() && old.iter().all(BlockPtr::is_hole) {
+            if self.bufs.is_empty() && old.iter().all(|p| p.is_hole()) {
                 continue;
             }
             let mut block = BlockMut::zeroed();
-            for (slot, ptr) in old.into_iter().enumerate() {
+            for (slot, ptr) in old.iter().enumerate() {
                 set_pointer_at(&mut block, slot, ptr);
             }
             self.add_dirty(Key { level: self.height, index: 0 }, block.freeze(), dirtied);
@@ -363,9 +369,9 @@ impl Tree {
 
     fn set_ptr(&mut self, key: Key, ptr: BlockPtr) {
         if key.level == self.height {
-            match usize::try_from(key.index).ok().and_then(|i| self.roots.get_mut(i)) {
-                Some(root) => *root = ptr,
-                None => panic!("{key:?} is beyond the tree"),
+            match usize::try_from(key.index) {
+                Ok(slot) => self.roots.set(slot, ptr),
+                Err(_) => panic!("{key:?} is beyond the tree"),
             }
             return;
         }
@@ -429,7 +435,7 @@ impl Tree {
         }
         if self.height == 0 {
             let at =
-                |i: &usize| !self.roots[*i].is_hole() || self.is_resident(Key::data(*i as u64));
+                |i: &usize| !self.roots.get(*i).is_hole() || self.is_resident(Key::data(*i as u64));
             return i64::try_from((0..DIRECT_POINTERS).filter(at).count()).unwrap_or(i64::MAX);
         }
         let mut most = 0;
@@ -442,11 +448,8 @@ impl Tree {
     fn cut_roots(&mut self, first: u64, right: &mut Tree) {
         let edge = first >> (POINTERS_SHIFT * u32::from(self.height));
         let straddles = first & span_mask(self.height) != 0;
-        for (slot, root) in self.roots.iter_mut().enumerate() {
-            if slot as u64 > edge || (slot as u64 == edge && !straddles) {
-                right.roots[slot] = core::mem::take(root);
-            }
-        }
+        let slot = usize::try_from(edge + u64::from(straddles)).unwrap_or(usize::MAX);
+        right.roots = self.roots.split_off(slot);
     }
 
     fn cut_node(&mut self, first: u64, level: u8, right: &mut Tree, dirtied: &mut Dirtied) {
@@ -694,7 +697,7 @@ mod tests {
         place_all(&mut tree, &mut next);
         let placed = next;
         for first in [300, 256, 65_536, 65_600, 16] {
-            let mut left = Tree::new(tree.height(), tree.roots(), tree.blocks());
+            let mut left = Tree::new(tree.height(), tree.roots().clone(), tree.blocks());
             for key in tree.bufs.keys().filter(|k| k.level > 0) {
                 let Some(buf) = tree.bufs.get(key) else { panic!("{key:?} is there") };
                 let (block, tetris) = (buf.block.clone(), TetrisNo::NONE);

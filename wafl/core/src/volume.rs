@@ -22,8 +22,8 @@ use cairn_units::{
 };
 use cairn_wafl_dir::{Dir, DirError, DirFault, DirId, DirKeys, DirRead, DirWrite};
 use cairn_wafl_format::{
-    BITS_PER_BLOCK, BlockPtr, INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, VolumeRecord,
-    VolumeSums, inode_flags,
+    BITS_PER_BLOCK, BlockPtr, FormatError, INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind,
+    VolumeRecord, VolumeSums, inode_flags,
 };
 
 use cairn_wafl_nvlog::HalfToken;
@@ -80,6 +80,31 @@ pub(crate) fn miss(file: FileId, at: TreeMiss) -> Stop {
     Stop::Miss(vec![Miss { file, key: at.key, ptr: at.ptr }])
 }
 
+/// Where an inode was found.
+pub(crate) enum Seen<'a> {
+    InCore(&'a File),
+    /// Its bytes in the inode file; none in a hole of that.
+    Stored(Option<&'a [u8]>),
+}
+
+impl Seen<'_> {
+    /// Reads a word of each cache line that attributes are made of.
+    pub fn warm(&self) -> u64 {
+        match self {
+            Seen::InCore(file) => {
+                let words = [u64::from(file.inode.mode), file.inode.birth.get().cast_unsigned()];
+                let blocks = file.tree.blocks().cast_unsigned();
+                words.into_iter().fold(blocks, u64::wrapping_add)
+            }
+            Seen::Stored(bytes) => {
+                let Some(bytes) = bytes else { return 0 };
+                // All fields before the pointers lie in the first three lines.
+                [0, 64, 128].into_iter().fold(0, |sum, at| sum.wrapping_add(bytes[at].into()))
+            }
+        }
+    }
+}
+
 /// An in-core inode. In the order of declaration, so that what a listing reads lies together.
 #[derive(Debug)]
 #[repr(C)]
@@ -102,11 +127,11 @@ pub(crate) struct File {
 }
 
 impl File {
-    pub fn new(inode: Inode) -> Self {
+    pub fn new(mut inode: Inode) -> Self {
         let tree = if inode.is_inline() {
             Tree::empty()
         } else {
-            Tree::new(inode.height, inode.pointers, inode.blocks)
+            Tree::new(inode.height, core::mem::take(&mut inode.pointers), inode.blocks)
         };
         Self {
             inode,
@@ -119,12 +144,6 @@ impl File {
             streams: Streams::default(),
         }
     }
-    /// Reads a word of each cache line that attributes are made of.
-    pub fn warm(&self) -> u64 {
-        let words = [u64::from(self.inode.mode), self.inode.birth.get().cast_unsigned()];
-        let blocks = self.tree.blocks().cast_unsigned();
-        words.into_iter().fold(blocks, u64::wrapping_add)
-    }
     pub fn is_dir(&self) -> bool {
         self.inode.kind == InodeKind::Directory
     }
@@ -136,7 +155,7 @@ impl File {
         let mut inode = self.inode.clone();
         if !inode.is_inline() {
             inode.height = self.tree.height();
-            inode.pointers = self.tree.roots();
+            inode.pointers = self.tree.roots().clone();
         }
         inode.blocks = self.tree.blocks();
         inode
@@ -246,7 +265,7 @@ pub(crate) struct VolState {
 
 impl VolState {
     pub fn from_record(r: &VolumeRecord) -> Self {
-        let tree = |i: &Inode| Tree::new(i.height, i.pointers, i.blocks);
+        let tree = |i: &Inode| Tree::new(i.height, i.pointers.clone(), i.blocks);
         Self {
             fsid: r.fsid,
             name: r.name.clone(),
@@ -322,17 +341,29 @@ impl VolState {
 
     /// An inode as it lies in the inode file.
     fn read_inode(&self, ino: InodeNo) -> Result<Inode, Stop> {
+        self.decode_inode(ino, self.inode_bytes(ino)?, Inode::decode)
+    }
+
+    /// The bytes of an inode in the inode file; none where that has a hole.
+    fn inode_bytes(&self, ino: InodeNo) -> Result<Option<&[u8]>, Stop> {
         let at = Key::data(ino.get() / INODES_PER_BLOCK);
-        let block = self.inode_file.get(at).map_err(|m| miss(FileId::InodeFile, m))?;
-        let mut inode = match block {
+        let block = self.inode_file.look(at).map_err(|m| miss(FileId::InodeFile, m))?;
+        let from = inode_offset(ino);
+        Ok(block.map(|block| &block[from..from + INODE_BYTES]))
+    }
+
+    fn decode_inode(
+        &self,
+        ino: InodeNo,
+        bytes: Option<&[u8]>,
+        decode: fn(&[u8]) -> Result<Inode, FormatError>,
+    ) -> Result<Inode, Stop> {
+        let mut inode = match bytes {
             None => Inode::free(ino, Generation::new(0)),
-            Some(block) => {
-                let from = inode_offset(ino);
-                Inode::decode(&block[from..from + INODE_BYTES]).map_err(|e| {
-                    tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "{e}");
-                    Stop::from(Status::Io)
-                })?
-            }
+            Some(bytes) => decode(bytes).map_err(|e| {
+                tracing::error!(fsid = self.fsid.get(), ino = ino.get(), "{e}");
+                Stop::from(Status::Io)
+            })?,
         };
         if inode.kind == InodeKind::Free {
             inode.ino = ino;
@@ -490,11 +521,24 @@ impl VolState {
         self.attrs_in(&file.inode, file.tree.blocks())
     }
 
-    /// Generation and attributes of an inode that is not in core, without making it so: a listing
-    /// looks at many files that nobody opens.
-    pub fn look_at(&self, ino: InodeNo) -> Result<(Generation, Attrs), Stop> {
-        let inode = self.read_inode(ino)?;
-        Ok((inode.generation, self.attrs_in(&inode, inode.blocks)))
+    /// An inode wherever it is, without making it in core: a listing looks at many files that
+    /// nobody opens.
+    pub fn see(&self, ino: InodeNo) -> Result<Seen<'_>, Stop> {
+        match self.in_core.get(&ino) {
+            Some(file) => Ok(Seen::InCore(file)),
+            None => self.inode_bytes(ino).map(Seen::Stored),
+        }
+    }
+
+    /// Generation and attributes of an inode that [`Self::see`] found.
+    pub fn seen(&self, ino: InodeNo, seen: &Seen<'_>) -> Result<(Generation, Attrs), Stop> {
+        match seen {
+            Seen::InCore(file) => Ok((file.inode.generation, self.attrs_of(file))),
+            Seen::Stored(bytes) => {
+                let inode = self.decode_inode(ino, *bytes, Inode::decode_attributes)?;
+                Ok((inode.generation, self.attrs_in(&inode, inode.blocks)))
+            }
+        }
     }
 
     fn attrs_in(&self, i: &Inode, blocks: i64) -> Attrs {

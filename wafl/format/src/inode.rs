@@ -6,6 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::{BlockPtr, FORMAT_VERSION, FormatError, RawPtr};
 
+const STRUCTURE: &str = "inode";
 /// Bytes of an inode.
 pub const INODE_BYTES: usize = 512;
 /// Inodes in a block.
@@ -141,6 +142,61 @@ impl InodeKind {
     }
 }
 
+/// The [`DIRECT_POINTERS`] pointers of an inode. Those behind the last that is no hole take no
+/// memory: most files have one block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pointers(Vec<BlockPtr>);
+
+impl Pointers {
+    /// The pointer in `slot`.
+    pub fn get(&self, slot: usize) -> BlockPtr {
+        self.0.get(slot).copied().unwrap_or(BlockPtr::HOLE)
+    }
+    /// Puts a pointer into `slot`.
+    ///
+    /// # Panics
+    /// When there is no such slot.
+    pub fn set(&mut self, slot: usize, ptr: BlockPtr) {
+        assert!(slot < DIRECT_POINTERS, "slot {slot} of an inode");
+        if let Some(old) = self.0.get_mut(slot) {
+            *old = ptr;
+        } else if ptr != BlockPtr::HOLE {
+            self.0.reserve_exact(slot + 1 - self.0.len());
+            self.0.resize(slot, BlockPtr::HOLE);
+            self.0.push(ptr);
+        }
+        self.trim();
+    }
+    /// The pointers in their order, those behind the last that is no hole left out.
+    pub fn iter(&self) -> impl Iterator<Item = BlockPtr> + use<'_> {
+        self.0.iter().copied()
+    }
+    /// Keeps the pointers before `slot` and gives away the others, in their slots.
+    pub fn split_off(&mut self, slot: usize) -> Self {
+        let mut right = Self::default();
+        for (at, ptr) in self.0.iter_mut().enumerate().skip(slot).rev() {
+            right.set(at, core::mem::take(ptr));
+        }
+        self.trim();
+        right
+    }
+    fn trim(&mut self) {
+        while self.0.last() == Some(&BlockPtr::HOLE) {
+            self.0.pop();
+        }
+    }
+    fn decode(area: &[u8; INLINE_BYTES_MAX]) -> Self {
+        const POINTER_BYTES: usize = size_of::<RawPtr>();
+        let (all, _) = area.as_chunks::<POINTER_BYTES>();
+        let used = all.iter().rposition(|p| *p != [0; POINTER_BYTES]).map_or(0, |at| at + 1);
+        let decode = |bytes: &[u8; POINTER_BYTES]| {
+            let raw: RawPtr = zerocopy::transmute!(*bytes);
+            raw.into()
+        };
+        Self(all[..used].iter().map(decode).collect())
+    }
+}
+
 /// An inode in memory, without its block tree's buffers. In the order of declaration: what
 /// attributes are made of takes two cache lines, not one field of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,7 +258,7 @@ pub struct Inode {
     /// Qtree.
     pub quota_tree: u32,
     /// Pointers, unless the file is inline.
-    pub pointers: [BlockPtr; DIRECT_POINTERS],
+    pub pointers: Pointers,
     /// The file itself, if it is inline.
     pub inline: Vec<u8>,
 }
@@ -238,7 +294,7 @@ impl Inode {
             flags: 0,
             next_zombie: InodeNo::new(0),
             quota_tree: 0,
-            pointers: [BlockPtr::HOLE; DIRECT_POINTERS],
+            pointers: Pointers::default(),
             inline: Vec::new(),
         }
     }
@@ -258,11 +314,31 @@ impl Inode {
     /// # Errors
     /// [`FormatError`] for another version or impossible fields.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        const S: &str = "inode";
+        let (mut inode, raw) = Self::decode_fields(bytes)?;
+        if inode.is_inline() {
+            let inline = raw.area.get(..usize::from(raw.inline_bytes.get()));
+            let field = FormatError::Field { structure: STRUCTURE, field: "inline_bytes" };
+            inode.inline.extend_from_slice(inline.ok_or(field)?);
+        } else {
+            inode.pointers = Pointers::decode(&raw.area);
+        }
+        Ok(inode)
+    }
+
+    /// Reads an inode for its attributes alone: its pointers, or the file in it, are left out.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_attributes(bytes: &[u8]) -> Result<Self, FormatError> {
+        Self::decode_fields(bytes).map(|(inode, _)| inode)
+    }
+
+    fn decode_fields(bytes: &[u8]) -> Result<(Self, &RawInode), FormatError> {
+        const S: &str = STRUCTURE;
         let raw =
             RawInode::ref_from_bytes(bytes).map_err(|_| FormatError::NotThis { structure: S })?;
         if raw.version.get() == 0 && bytes.iter().all(|b| *b == 0) {
-            return Ok(Self::free(InodeNo::new(0), Generation::new(0)));
+            return Ok((Self::free(InodeNo::new(0), Generation::new(0)), raw));
         }
         if raw.version.get() != FORMAT_VERSION {
             return Err(FormatError::Version {
@@ -279,19 +355,7 @@ impl Inode {
         if raw.size.get() > cairn_units::FILE_BYTES_MAX {
             return Err(field("size"));
         }
-        let inline_bytes = usize::from(raw.inline_bytes.get());
-        let flags = raw.flags.get();
-        let mut pointers = [BlockPtr::HOLE; DIRECT_POINTERS];
-        let mut inline = Vec::new();
-        if flags & inode_flags::INLINE != 0 {
-            inline.extend_from_slice(raw.area.get(..inline_bytes).ok_or(field("inline_bytes"))?);
-        } else {
-            for (p, bytes) in pointers.iter_mut().zip(raw.area.chunks_exact(16)) {
-                let raw = RawPtr::read_from_bytes(bytes).map_err(|_| field("pointers"))?;
-                *p = raw.into();
-            }
-        }
-        Ok(Self {
+        let inode = Self {
             kind,
             height: raw.height,
             mode: raw.mode.get(),
@@ -316,12 +380,13 @@ impl Inode {
             acl: InodeNo::new(raw.acl.get()),
             xattr: InodeNo::new(raw.xattr.get()),
             streams: InodeNo::new(raw.streams.get()),
-            flags,
+            flags: raw.flags.get(),
             next_zombie: InodeNo::new(raw.next_zombie.get()),
             quota_tree: raw.quota_tree.get(),
-            pointers,
-            inline,
-        })
+            pointers: Pointers::default(),
+            inline: Vec::new(),
+        };
+        Ok((inode, raw))
     }
 
     /// Writes the inode.
@@ -333,7 +398,7 @@ impl Inode {
         if self.is_inline() {
             area[..self.inline.len()].copy_from_slice(&self.inline);
         } else {
-            for (bytes, p) in area.chunks_exact_mut(16).zip(self.pointers) {
+            for (bytes, p) in area.chunks_exact_mut(16).zip(self.pointers.iter()) {
                 bytes.copy_from_slice(RawPtr::from(p).as_bytes());
             }
         }
@@ -391,16 +456,55 @@ mod tests {
         let mut inode = Inode::free(InodeNo::new(77), Generation::new(3));
         inode.kind = InodeKind::Regular;
         inode.size = cairn_units::FILE_BYTES_MAX;
-        inode.pointers[15] = BlockPtr {
-            vvbn: cairn_units::Vvbn::new(9),
-            pvbn: cairn_units::Pvbn::new(8),
-            crc: cairn_units::Crc::new(7),
-        };
+        inode.pointers.set(15, pointer(9));
         assert_eq!(Inode::decode(&inode.encode()), Ok(inode.clone()));
-        inode.pointers = [BlockPtr::HOLE; DIRECT_POINTERS];
+        inode.pointers = Pointers::default();
         inode.flags = inode_flags::INLINE;
         inode.inline = vec![1; INLINE_BYTES_MAX];
-        assert_eq!(Inode::decode(&inode.encode()), Ok(inode));
+        assert_eq!(Inode::decode(&inode.encode()), Ok(inode.clone()));
+        inode.inline.clear();
+        assert_eq!(Inode::decode_attributes(&inode.encode()), Ok(inode));
+    }
+
+    /// Beside an array: what takes no memory reads as a hole, and equal pointers are equal.
+    #[test]
+    fn pointers_are_an_array_of_sixteen() {
+        let mut random = 1u64;
+        let mut next = |end: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from((random >> 33) % end).unwrap()
+        };
+        let (mut pointers, mut twin) = (Pointers::default(), [BlockPtr::HOLE; DIRECT_POINTERS]);
+        let all = |p: &Pointers| core::array::from_fn(|slot| p.get(slot));
+        let of = |twin: [BlockPtr; DIRECT_POINTERS]| {
+            let mut pointers = Pointers::default();
+            (0..DIRECT_POINTERS).rev().for_each(|slot| pointers.set(slot, twin[slot]));
+            pointers
+        };
+        for step in 0..2000 {
+            let slot = next(DIRECT_POINTERS as u64);
+            let ptr = if next(2) == 0 { BlockPtr::HOLE } else { pointer(step) };
+            pointers.set(slot, ptr);
+            twin[slot] = ptr;
+            assert_eq!(all(&pointers), twin);
+            assert_eq!(pointers, of(twin), "whatever was set before");
+            let kept = twin.iter().rposition(|p| *p != BlockPtr::HOLE).map_or(0, |at| at + 1);
+            assert_eq!(pointers.iter().collect::<Vec<_>>(), twin[..kept]);
+            let (mut left, at) = (pointers.clone(), next(DIRECT_POINTERS as u64 + 2));
+            let right = left.split_off(at);
+            let part = |from: usize, to: usize| {
+                core::array::from_fn(|s| if s >= from && s < to { twin[s] } else { BlockPtr::HOLE })
+            };
+            assert_eq!((&left, &right), (&of(part(0, at)), &of(part(at, DIRECT_POINTERS))));
+        }
+    }
+
+    fn pointer(at: u64) -> BlockPtr {
+        BlockPtr {
+            vvbn: cairn_units::Vvbn::new(at + 1),
+            pvbn: cairn_units::Pvbn::new(at + 2),
+            crc: cairn_units::Crc::new(7),
+        }
     }
 
     #[test]

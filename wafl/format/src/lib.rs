@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use inode::{
     DIRECT_POINTERS, INLINE_BYTES_MAX, INODE_BYTES, INODES_PER_BLOCK, Inode, InodeKind, InodeShare,
-    RawInode, inode_flags,
+    Pointers, RawInode, inode_flags,
 };
 pub use root::{
     AggregateRoot, LOG_POSITION_BYTES, RawAggregateRoot, RawVolume, VOLUME_NAME_BYTES_MAX,

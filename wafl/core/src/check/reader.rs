@@ -29,7 +29,7 @@ fn roots(inode: &Inode) -> Vec<At> {
     if inode.is_inline() {
         return Vec::new();
     }
-    let all = (0u64..).zip(inode.pointers);
+    let all = (0u64..).zip(inode.pointers.iter());
     let level = inode.height;
     all.filter(|(_, ptr)| !ptr.is_hole()).map(|(index, ptr)| At { level, index, ptr }).collect()
 }
@@ -114,7 +114,7 @@ impl FileReader {
         if self.inode.is_inline() {
             return Ok(None);
         }
-        let mut ptr = self.inode.pointers[slot];
+        let mut ptr = self.inode.pointers.get(slot);
         for level in (0..=height).rev() {
             let at = index >> (POINTERS_SHIFT * u32::from(level));
             let block = match self.kept.get(&(level, at)) {
