@@ -6,6 +6,7 @@
 //! a volume or a disk.
 
 pub mod block;
+pub mod event_loop;
 pub mod lock;
 pub mod mutants;
 pub mod real;
@@ -44,6 +45,12 @@ pub trait Entropy: Send + Sync + 'static {
 pub trait Spawn: Send + Sync + 'static {
     /// Runs `task` until it ends; `name` is for people.
     fn spawn(&self, name: &'static str, task: BoxFuture<()>);
+    /// [`Self::spawn`] for one long task that is woken often and waits for disks: in the product it
+    /// has a thread with an event loop ([`event_loop`]) to itself, so that no other thread comes
+    /// between it and what it waits for.
+    fn spawn_apart(&self, name: &'static str, task: BoxFuture<()>) {
+        self.spawn(name, task);
+    }
 }
 
 /// What the world gives to a component: pass it down, never reach for it.

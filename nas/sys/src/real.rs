@@ -72,6 +72,24 @@ impl Spawn for RealSpawn {
         let _named = name;
         drop(self.handle.spawn(scope(task)));
     }
+
+    fn spawn_apart(&self, name: &'static str, task: BoxFuture<()>) {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+            return self.spawn(name, task);
+        };
+        // The thread takes the task from here, so that it is not lost where there is no thread.
+        let (give, taken) = std::sync::mpsc::channel();
+        let run = move || {
+            crate::event_loop::mark();
+            if let Ok(task) = taken.recv() {
+                runtime.block_on(scope(task));
+            }
+        };
+        match std::thread::Builder::new().name(name.to_owned()).spawn(run) {
+            Ok(_thread) => drop(give.send(task)),
+            Err(_) => self.spawn(name, task),
+        }
+    }
 }
 
 /// Runs `work`, which ends by itself, on a thread of its own and of the lowest priority: for what

@@ -296,6 +296,7 @@ pub(crate) fn start_worker(
     let thread = std::thread::Builder::new()
         .name(if n == usize::MAX { format!("{name}-udp") } else { format!("{name}-{n}") })
         .spawn(move || {
+            cairn_sys::event_loop::mark();
             // An error says that the server was dropped: that ends the worker as well.
             drop(runtime.block_on(stopped.wait_for(|stop| *stop)));
         })

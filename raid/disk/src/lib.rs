@@ -24,6 +24,8 @@
 mod device;
 mod driver;
 mod errno;
+mod event_loop;
+mod flights;
 mod nonvolatile;
 mod open;
 mod threads;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::cell::RefCell;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use cairn_sim::conformance::{
 };
 use cairn_sys::{BlockMut, block::pages_in_use};
 use cairn_units::{Blocks, Dbn};
+use tokio::runtime::{Builder, Runtime};
 
 /// Both drivers; io_uring only where the kernel has it.
 fn drivers() -> Vec<Driver> {
@@ -34,6 +36,37 @@ fn drivers() -> Vec<Driver> {
     }
 }
 
+thread_local! {
+    /// Of a thread that runs an event loop.
+    static RUNTIME: RefCell<Option<Runtime>> = const { RefCell::new(None) };
+}
+
+/// Runs `test` on a thread that runs an event loop, as those that serve clients do.
+fn on_event_loop<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::Builder::new().spawn(|| {
+        cairn_sys::event_loop::mark();
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let handle = runtime.handle().clone();
+        let within = handle.enter();
+        RUNTIME.set(Some(runtime));
+        let result = test();
+        drop(within);
+        drop(RUNTIME.take());
+        result
+    });
+    thread.unwrap().join().unwrap()
+}
+
+/// Runs `test` with each driver, and with that of an event loop.
+fn everywhere(test: fn(Driver)) {
+    for driver in drivers() {
+        test(driver);
+        if driver == Driver::Uring {
+            on_event_loop(move || test(driver));
+        }
+    }
+}
+
 struct Unpark(std::thread::Thread);
 
 impl Wake for Unpark {
@@ -43,6 +76,11 @@ impl Wake for Unpark {
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
+    if let Some(runtime) = RUNTIME.take() {
+        let output = runtime.block_on(future);
+        RUNTIME.set(Some(runtime));
+        return output;
+    }
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     loop {
@@ -95,13 +133,70 @@ fn open_with(path: &Path, options: DriverOptions) -> Result<Arc<dyn Disk>, OpenD
 
 #[test]
 fn drivers_conform_on_real_files() {
-    for driver in drivers() {
+    everywhere(|driver| {
         let scratch = Scratch::new();
         let mut n = 0;
         block_on(disk_conformance(|| {
             n += 1;
             open_one(&scratch.disk(&format!("d{n}")), driver).unwrap()
         }));
+    });
+}
+
+/// Rings that this process has.
+fn rings() -> usize {
+    let fds = fs::read_dir("/proc/self/fd").unwrap();
+    let targets = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+    targets.filter(|to| to.as_os_str() == "anon_inode:[io_uring]").count()
+}
+
+/// What an event loop writes to stay does not go through the driver's thread.
+#[test]
+fn an_event_loop_makes_its_writes_stable_itself() {
+    if !drivers().contains(&Driver::Uring) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let disk = open_one(&scratch.disk("d"), Driver::Uring).unwrap();
+    assert_eq!(rings(), 1);
+    block_on(disk.write_stable(Dbn::new(1), vec![pattern(1)])).unwrap();
+    assert_eq!(rings(), 1, "this thread runs no event loop");
+    let same = disk.clone();
+    on_event_loop(move || {
+        block_on(same.write(Dbn::new(2), vec![pattern(2)])).unwrap();
+        assert_eq!(rings(), 1, "a plain write is the driver's");
+        for n in 3..100 {
+            block_on(same.write_stable(Dbn::new(n), vec![pattern(n)])).unwrap();
+            assert_eq!(rings(), 2);
+        }
+    });
+    assert_eq!(rings(), 1, "it goes with its event loop");
+    for n in 1..100 {
+        assert!(block_on(read_blocks(&*disk, n, 1))[0][..] == pattern(n)[..]);
+    }
+}
+
+/// Writes that an event loop began are answered though it ends: others may wait for them.
+#[test]
+fn writes_that_an_event_loop_began_end_though_it_does_not_turn_any_more() {
+    if !drivers().contains(&Driver::Uring) {
+        return;
+    }
+    for turns in [false, true] {
+        let scratch = Scratch::new();
+        let disk = open_one(&scratch.disk("d"), Driver::Uring).unwrap();
+        let same = disk.clone();
+        let writes = on_event_loop(move || {
+            if turns {
+                block_on(same.write_stable(Dbn::new(500), vec![pattern(0)])).unwrap();
+            }
+            let write = |n| same.write_stable(Dbn::new(n), vec![pattern(n); 2]);
+            (0..100).map(|n| write(n * 2)).collect::<Vec<_>>()
+        });
+        assert!(block_on(join_all(writes)).into_iter().all(|answer| answer.is_ok()));
+        for n in (0..200).step_by(2) {
+            assert!(block_on(read_blocks(&*disk, n, 1))[0][..] == pattern(n)[..]);
+        }
     }
 }
 
@@ -331,7 +426,7 @@ fn flush_that_timed_out_is_never_followed_by_one_that_is_ok() {
 /// flushed; one outside the disk is refused and spoils nothing.
 #[test]
 fn stable_writes_are_written_and_flushed_in_one_request() {
-    for driver in drivers() {
+    everywhere(|driver| {
         let scratch = Scratch::new();
         let path = scratch.disk("d");
         let disk = open_one(&path, driver).unwrap();
@@ -366,7 +461,7 @@ fn stable_writes_are_written_and_flushed_in_one_request() {
                 assert!(*block == *pattern(i), "block {i}");
             }
         }
-    }
+    });
 }
 
 /// Flushes that the kernel sent to a block device.
@@ -380,7 +475,7 @@ fn flushes_of(device: &Loop) -> u64 {
 /// A device with a volatile cache is made to empty it before a stable write is done.
 #[test]
 fn stable_writes_empty_the_cache_of_the_device() {
-    for driver in drivers() {
+    everywhere(|driver| {
         let scratch = Scratch::new();
         let file = scratch.disk("d");
         let Some(device) = Loop::new(&file) else { return };
@@ -392,13 +487,16 @@ fn stable_writes_empty_the_cache_of_the_device() {
             block_on(disk.write_stable(Dbn::new(n * 3), vec![pattern(n); 2])).unwrap();
             assert_eq!(flushes_of(&device), before + n, "{driver:?}");
         }
-    }
+    });
 }
 
 /// The time of a stable write is up: what the device holds is unknown from then on.
 #[test]
 fn stable_write_that_timed_out_is_never_followed_by_a_flush_that_is_ok() {
-    for driver in drivers().into_iter().filter(|d| *d == Driver::Uring) {
+    everywhere(|driver| {
+        if driver != Driver::Uring {
+            return;
+        }
         let scratch = Scratch::new();
         let options = DriverOptions { driver, request_timeout: Duration::ZERO };
         let disk = open_with(&scratch.disk("d"), options).unwrap();
@@ -406,7 +504,7 @@ fn stable_write_that_timed_out_is_never_followed_by_a_flush_that_is_ok() {
         assert!(matches!(block_on(write), Err(DiskError::TimedOut { .. })));
         let later = block_on(disk.flush());
         assert!(matches!(&later, Err(DiskError::Gone { reason }) if reason.contains("flush")));
-    }
+    });
 }
 
 /// A device that is declared non-volatile is what it was, but nobody flushes it.

@@ -28,7 +28,8 @@ pub fn config_seeds() -> Vec<Vec<u8>> {
     let large = "state_dir = \"/s\"\n[nfs]\nlisten = \"10.0.0.1:20490\"\nworkers = 3\n\
         rpcbind = \"serve\"\nrpcbind_port = 1111\n[rest]\nlisten = \"127.0.0.1:80\"\n\
         metrics_without_token = true\n[storage]\ndisks = [\"/a\", \"/b\"]\n\
-        log_devices = [\"/l\"]\ncache = \"2GiB\"\ndriver = \"threads\"\nraid = \"raid4\"\n\
+        log_devices = [\"/l\"]\nlog_devices_nonvolatile = true\nlog_size = \"64MiB\"\n\
+        cache = \"2GiB\"\ndriver = \"threads\"\nraid = \"raid4\"\n\
         spares = 0\n";
     vec![small.into(), large.into()]
 }

@@ -302,7 +302,9 @@ impl Bufs {
             },
             _ => return None,
         };
-        if self.len() == 0 {
+        if let Bufs::Many(held) = self
+            && held.resident == 0
+        {
             *self = Bufs::Empty;
         }
         Some(removed)

@@ -69,8 +69,11 @@ struct Shared {
     handed: Mutex<Handed>,
     /// There may be something to write.
     work: Notify,
-    /// Room, phase or need may have changed.
+    /// Room or phase may have changed.
     changed: Notify,
+    /// A switch has become due, or the log has failed. Not every change: the storage manager always
+    /// waits for this, on another thread, and a wake-up costs as much as a record.
+    due: Notify,
     progress: watch::Sender<Progress>,
 }
 
@@ -187,10 +190,11 @@ impl Shared {
 
     /// Tells everybody who waits how the state is now.
     fn publish(&self) {
-        let (durable, failed) = {
+        let (durable, failed, due) = {
             let state = self.lock();
-            (state.durable(), state.failed().cloned())
+            (state.durable(), state.failed().cloned(), state.wants_switch().is_some())
         };
+        let due = due || failed.is_some();
         // Who looked at the state before may come here later: what was told stays told.
         self.progress.send_if_modified(|told| {
             if mutant("older-progress-told-later") {
@@ -203,6 +207,9 @@ impl Shared {
             news
         });
         self.changed.notify_waiters();
+        if due && !mutant("due-switch-not-told") {
+            self.due.notify_waiters();
+        }
     }
 
     /// Starts the next round, unless there is nothing to write or one is under way.
@@ -326,23 +333,32 @@ impl Shared {
     /// Tells who waits for [`Nvlog::wants_switch`] that this refusal made one due.
     fn note_refusal(&self, state: &mut State) {
         if state.take_new_refusal() {
-            self.changed.notify_waiters();
+            self.due.notify_waiters();
         }
     }
 
     /// Waits until `ready` gives something; it is asked after every change.
-    async fn wait<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T> + Send) -> T {
+    async fn wait<T>(&self, ready: impl FnMut(&mut State) -> Option<T> + Send) -> T {
+        self.wait_for(&self.changed, ready).await
+    }
+
+    /// Waits until `ready` gives something; it is asked whenever `changed` tells of something.
+    async fn wait_for<T>(
+        &self,
+        changed: &Notify,
+        mut ready: impl FnMut(&mut State) -> Option<T> + Send,
+    ) -> T {
         loop {
             let early =
                 mutant("log-looks-before-it-listens").then(|| ready(&mut self.lock())).flatten();
-            let mut changed = pin!(self.changed.notified());
+            let mut told = pin!(changed.notified());
             // Registered before the state is looked at, so that no change slips through between.
-            let _already = changed.as_mut().enable();
+            let _already = told.as_mut().enable();
             let look = !mutant("log-looks-before-it-listens");
             if let Some(value) = early.or_else(|| look.then(|| ready(&mut self.lock())).flatten()) {
                 return value;
             }
-            changed.await;
+            told.await;
         }
     }
 }
@@ -380,9 +396,10 @@ impl Nvlog {
             handed: Mutex::new(Rank::NvlogHanded, Handed::default()),
             work: Notify::new(),
             changed: Notify::new(),
+            due: Notify::new(),
             progress: watch::Sender::new(progress),
         });
-        world.spawn.spawn("nvlog writer", Box::pin(write_rounds(shared.clone())));
+        world.spawn.spawn_apart("nvlog writer", Box::pin(write_rounds(shared.clone())));
         Ok(Self { shared })
     }
 
@@ -424,7 +441,7 @@ impl Nvlog {
         let half = state.open_half(copies);
         drop(state);
         self.shared.call_writer();
-        self.shared.changed.notify_waiters();
+        self.shared.publish();
         Ok(half)
     }
 
@@ -462,7 +479,7 @@ impl Nvlog {
         let wanted = state.wants_switch().is_some();
         drop(state);
         if wanted {
-            self.shared.changed.notify_waiters();
+            self.shared.due.notify_waiters();
         }
         Ok(granted.then(|| Reservation { shared: self.shared.clone(), blocks }))
     }
@@ -554,7 +571,7 @@ impl Nvlog {
     pub fn close_half(&self, old: HalfToken) {
         self.shared.lock().close_half(old);
         self.shared.call_writer();
-        self.shared.changed.notify_waiters();
+        self.shared.publish();
     }
 
     /// Waits until all records of the closed half `old` are stable and its successor can be found
@@ -578,7 +595,7 @@ impl Nvlog {
     /// When `old` was not closed and settled.
     pub fn release_half(&self, old: HalfToken) {
         self.shared.lock().release_half(old);
-        self.shared.changed.notify_waiters();
+        self.shared.publish();
     }
 
     /// Completes when a consistency point should be started to switch halves, at once if it is
@@ -588,7 +605,7 @@ impl Nvlog {
     /// The log failed.
     pub async fn wants_switch(&self) -> Result<SwitchReason, LogError> {
         self.shared
-            .wait(|state| match state.failed() {
+            .wait_for(&self.shared.due, |state| match state.failed() {
                 Some(failed) => Some(Err(failed.clone())),
                 None => state.wants_switch().map(Ok),
             })

@@ -6,6 +6,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Wake;
 
 use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
 use cairn_sim::SimWorld;
@@ -14,7 +15,7 @@ use cairn_units::{Blocks, Lsn};
 use tokio::sync::Semaphore;
 
 use super::{AGGREGATE, append, area, record};
-use crate::{Nvlog, NvlogOptions, record_blocks, recover};
+use crate::{Nvlog, NvlogOptions, SwitchReason, record_blocks, recover};
 
 /// Areas in memory: a write is over when it is asked for, as long as there is leave for it.
 struct Memory {
@@ -203,5 +204,39 @@ fn what_nobody_waits_for_is_stable_before_its_half_is_settled() {
         log.close_half(old);
         log.settle(old).await.unwrap();
         assert_eq!(log.status().durable, late);
+    });
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The storage manager waits for a switch all the time: that must cost the records nothing.
+#[test]
+fn who_waits_for_a_switch_is_woken_when_one_is_due_and_not_for_each_record() {
+    let sim = SimWorld::new(7);
+    sim.block_on(async {
+        let (log, _memory) = begun(&sim, 10_000).await;
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut due = pin!(log.wants_switch());
+        assert!(due.as_mut().poll(&mut cx).is_pending());
+        let mut records = 0;
+        while wakes.0.load(Ordering::Relaxed) == 0 {
+            let Some(lsn) = append(&log, record(1, records, 100, 0)) else {
+                panic!("the half is full after {records} records, and nobody was told");
+            };
+            log.durable(lsn).await.unwrap();
+            records += 1;
+        }
+        assert!(records > 100, "woken after {records} records");
+        assert_eq!(due.as_mut().poll(&mut cx), Poll::Ready(Ok(SwitchReason::Filling)));
     });
 }
