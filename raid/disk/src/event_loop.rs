@@ -10,7 +10,8 @@
 //! ```
 //! # Invariants
 //! - A request that was taken is submitted by the next poll of the [`Reaper`], which is woken for
-//!   it, or by [`Own::drain`] when the loop ends: until everybody who waits has an answer.
+//!   it, or by [`Own::drain`] when the loop ends; that goes on until everybody who waits has an
+//!   answer.
 //! - Only its own thread touches a ring.
 
 #![expect(unsafe_code, reason = "the event loop takes a descriptor by number")]
@@ -126,8 +127,9 @@ impl Own {
         Ok(())
     }
 
-    /// Submits what is queued and answers what is done.
-    fn turn(&mut self) -> io::Result<()> {
+    /// Submits what is queued and answers what is done. Whether the kernel left something in the
+    /// queue for now: another turn is needed soon.
+    fn turn(&mut self) -> io::Result<bool> {
         loop {
             self.arm_timer()?;
             let mut queue = self.flights.ring.submission();
@@ -142,7 +144,7 @@ impl Own {
             }
             self.flights.check_deadlines(self.timeout);
             if !self.reap()? {
-                return Ok(());
+                return Ok(!self.flights.ring.submission().is_empty());
             }
         }
     }
@@ -238,7 +240,12 @@ impl Future for Reaper {
             let State::Ring(own) = state else { return Poll::Ready(()) };
             own.waker = Some(cx.waker().clone());
             match own.turn() {
-                Ok(()) => Poll::Pending,
+                Ok(left) => {
+                    if left {
+                        cx.waker().wake_by_ref();
+                    }
+                    Poll::Pending
+                }
                 Err(error) => {
                     state.fail(&error);
                     Poll::Ready(())
@@ -250,8 +257,12 @@ impl Future for Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // Where there is nothing the thread is ending, which drops the ring as well.
-        let ended = THIS.try_with(|state| state.replace(State::None));
-        drop(ended.ok());
+        // Where there is nothing the thread is ending, which drops the ring as well; and nobody else
+        // looks at it but who is about to start this task, while the loop shuts down.
+        let end = |state: &RefCell<State>| {
+            let mut state = state.try_borrow_mut().ok()?;
+            Some(core::mem::replace(&mut *state, State::None))
+        };
+        drop(THIS.try_with(end).ok());
     }
 }
