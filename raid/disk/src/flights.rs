@@ -104,8 +104,9 @@ impl Flights {
 
     pub fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
-            // SAFETY: the memory that the entry names is owned by a slot (or of the caller, who does the same) and
-            // stays there until its completion; if the thread ends first, it is leaked.
+            // SAFETY: the memory that the entry names is owned by a slot, or by the ring's owner (where
+            // a wake-up is counted, a timer's interval), and stays there until its completion; if the
+            // ring ends first, it is leaked.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }

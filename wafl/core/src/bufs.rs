@@ -3,7 +3,7 @@
 //! Layer: under [`crate::tree`]; knows no pointers. Neighbours share a chunk of 16, so that a run of blocks costs one
 //! look-up and one node of the ordered map for all 16; the chunk found last at each level is remembered, so
 //! that going through a file in order costs no look-up at all. A file with one block in memory, as most have that
-//! are in core, needs none of these tables: they are a KiB and six allocations.
+//! are in core, needs none of these tables: they are 0.8 KiB in up to five allocations.
 //!
 //! # Invariants
 //! - A chunk in the map holds at least one buffer; `dirty` of a chunk names only buffers that it has.

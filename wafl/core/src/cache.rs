@@ -24,7 +24,7 @@ use crate::cp::TetrisNo;
 use crate::tree::{Evicted, Key};
 use crate::volume::FileId;
 
-/// In-core inodes that take what a block takes: one is half a KiB with what belongs to it, and 2 with
+/// In-core inodes that take what a block takes: one is half a KiB with what belongs to it, and 1.3 with
 /// the tables of a tree that has several blocks in memory (few have).
 const INODES_PER_BLOCK: usize = 6;
 /// Of eight parts of the memory for blocks and in-core inodes, those for blocks: what is in core is

@@ -92,6 +92,7 @@ impl StorageManager {
     pub async fn shutdown(&self) -> Result<(), ManageError> {
         let done = self.inner.cp_now().await;
         self.inner.close("shut down".to_owned());
+        self.inner.log.writer_ended().await;
         done.map_err(|_| ManageError::Stopped(self.inner.stop_reason()))
     }
 

@@ -58,6 +58,8 @@ pub struct NvlogOptions {
 /// The NV log of one aggregate. Dropping it stops the writer after the round under way.
 pub struct Nvlog {
     shared: Arc<Shared>,
+    /// Closed when the writer has ended.
+    writer: watch::Receiver<()>,
 }
 
 struct Shared {
@@ -190,11 +192,11 @@ impl Shared {
 
     /// Tells everybody who waits how the state is now.
     fn publish(&self) {
-        let (durable, failed, due) = {
+        let (durable, failed) = {
             let state = self.lock();
-            (state.durable(), state.failed().cloned(), state.wants_switch().is_some())
+            self.tell_due(&state);
+            (state.durable(), state.failed().cloned())
         };
-        let due = due || failed.is_some();
         // Who looked at the state before may come here later: what was told stays told.
         self.progress.send_if_modified(|told| {
             if mutant("older-progress-told-later") {
@@ -207,6 +209,12 @@ impl Shared {
             news
         });
         self.changed.notify_waiters();
+    }
+
+    /// Tells who waits for [`Nvlog::wants_switch`] if one is due. Asked after every change that can make
+    /// one due: room set aside or refused, a record, the end of a round, a half opened or closed, a failure.
+    fn tell_due(&self, state: &State) {
+        let due = state.wants_switch().is_some() || state.failed().is_some();
         if due && !mutant("due-switch-not-told") {
             self.due.notify_waiters();
         }
@@ -330,13 +338,6 @@ impl Shared {
         }
     }
 
-    /// Tells who waits for [`Nvlog::wants_switch`] that this refusal made one due.
-    fn note_refusal(&self, state: &mut State) {
-        if state.take_new_refusal() {
-            self.due.notify_waiters();
-        }
-    }
-
     /// Waits until `ready` gives something; it is asked after every change.
     async fn wait<T>(&self, ready: impl FnMut(&mut State) -> Option<T> + Send) -> T {
         self.wait_for(&self.changed, ready).await
@@ -399,8 +400,15 @@ impl Nvlog {
             due: Notify::new(),
             progress: watch::Sender::new(progress),
         });
-        world.spawn.spawn_apart("nvlog writer", Box::pin(write_rounds(shared.clone())));
-        Ok(Self { shared })
+        let (end, ended) = watch::channel(());
+        let rounds = write_rounds(shared.clone());
+        let task = async move {
+            rounds.await;
+            // Told when the writer has let go of the store.
+            drop(end);
+        };
+        world.spawn.spawn_apart("nvlog writer", Box::pin(task));
+        Ok(Self { shared, writer: ended })
     }
 
     /// What the next root record says about the log (see [`Self::settle`] for the ordinary case).
@@ -476,11 +484,8 @@ impl Nvlog {
     pub fn reserve(&self, blocks: Blocks) -> Result<Option<Reservation>, ReserveError> {
         let mut state = self.shared.lock();
         let granted = state.reserve(blocks)?;
-        let wanted = state.wants_switch().is_some();
+        self.shared.tell_due(&state);
         drop(state);
-        if wanted {
-            self.shared.due.notify_waiters();
-        }
         Ok(granted.then(|| Reservation { shared: self.shared.clone(), blocks }))
     }
 
@@ -495,13 +500,14 @@ impl Nvlog {
         let shared = &self.shared;
         let _waiting = Waiting::new(shared);
         shared
-            .wait(|state| match state.reserve(blocks) {
-                Ok(false) => {
-                    shared.note_refusal(state);
-                    None
+            .wait(|state| {
+                let granted = state.reserve(blocks);
+                shared.tell_due(state);
+                match granted {
+                    Ok(false) => None,
+                    Ok(true) => Some(Ok(Reservation { shared: shared.clone(), blocks })),
+                    Err(error) => Some(Err(error)),
                 }
-                Ok(true) => Some(Ok(Reservation { shared: shared.clone(), blocks })),
-                Err(error) => Some(Err(error)),
             })
             .await
     }
@@ -515,7 +521,10 @@ impl Nvlog {
     /// invariants of the caller.
     pub fn append(&self, half: HalfToken, reservation: &mut Reservation, record: Record) -> Lsn {
         assert!(Arc::ptr_eq(&self.shared, &reservation.shared), "a reservation in this log");
-        self.shared.lock().append(half, &mut reservation.blocks, record)
+        let mut state = self.shared.lock();
+        let lsn = state.append(half, &mut reservation.blocks, record);
+        self.shared.tell_due(&state);
+        lsn
     }
 
     /// Completes when all records up to `lsn` are stable on all live copies.
@@ -622,6 +631,13 @@ impl Nvlog {
         self.shared.lock().fail(LogError::Stopped);
         self.shared.publish();
         self.shared.call_writer();
+    }
+
+    /// Completes when the writer has ended, after [`Self::stop`] or a failure: it uses the store no
+    /// more, and no thread does on its behalf.
+    pub async fn writer_ended(&self) {
+        // Nothing is ever sent; an error says that the writer's end of it is gone.
+        while self.writer.clone().changed().await.is_ok() {}
     }
 }
 

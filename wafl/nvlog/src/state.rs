@@ -145,9 +145,8 @@ pub(crate) struct State {
     halves: BTreeMap<u64, Half>,
     queue: VecDeque<Queued>,
     reserved: u64,
-    /// Somebody asked for more than is left of the newest half; and that was told.
+    /// Somebody asked for more than is left of the newest half.
     refused: bool,
-    refusal_told: bool,
     round: u64,
     /// A round was given out and is not completed.
     under_way: bool,
@@ -171,7 +170,6 @@ impl State {
             queue: VecDeque::new(),
             reserved: 0,
             refused: false,
-            refusal_told: false,
             round: 0,
             failed: None,
             under_way: false,
@@ -246,12 +244,6 @@ impl State {
         Ok(granted)
     }
 
-    /// Whether somebody was refused for the first time since the half was opened.
-    pub(crate) fn take_new_refusal(&mut self) -> bool {
-        let told = core::mem::replace(&mut self.refusal_told, self.refused);
-        self.refused && !told
-    }
-
     /// Whether the newest half takes records and no other one does: what there is no room for now
     /// has to wait for a switch.
     fn newest_alone(&self) -> bool {
@@ -324,7 +316,7 @@ impl State {
             self.newest += 1;
         }
         self.begun = true;
-        (self.refused, self.refusal_told) = (false, false);
+        self.refused = false;
         let half = Half {
             phase: Phase::Unopened,
             closed: false,

@@ -240,3 +240,29 @@ fn who_waits_for_a_switch_is_woken_when_one_is_due_and_not_for_each_record() {
         assert_eq!(due.as_mut().poll(&mut cx), Poll::Ready(Ok(SwitchReason::Filling)));
     });
 }
+
+/// Somebody was refused while the half was empty, which a switch could not help. The first record
+/// makes one due, though nobody waits for that record.
+#[test]
+fn a_record_that_nobody_waits_for_makes_a_switch_due_for_who_was_refused() {
+    let sim = SimWorld::new(8);
+    sim.block_on(async {
+        let (log, _memory) = begun(&sim, 100).await;
+        let half = Blocks::new(log.capacity().get() / 2);
+        let mut room = log.reserve(half).unwrap().unwrap();
+        let mut unseen = Context::from_waker(Waker::noop());
+        let mut refused = pin!(log.reserve_or_wait(log.capacity()));
+        assert!(refused.as_mut().poll(&mut unseen).is_pending());
+
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut due = pin!(log.wants_switch());
+        assert!(due.as_mut().poll(&mut cx).is_pending(), "there is nothing in the half");
+        let _lsn = log.append(log.current(), &mut room, record(1, 1, 100, 0));
+        drop(room);
+        assert!(refused.as_mut().poll(&mut unseen).is_pending());
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert_eq!(due.as_mut().poll(&mut cx), Poll::Ready(Ok(SwitchReason::Filling)));
+    });
+}
