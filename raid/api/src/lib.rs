@@ -276,6 +276,23 @@ pub enum LogAreaError {
     OutOfRange,
 }
 
+/// Data columns of a [`Spread`] at the most.
+pub const SPREAD_DATA_MAX: usize = 8;
+/// Parity columns of a [`Spread`] at the most.
+pub const SPREAD_PARITY_MAX: usize = 2;
+
+/// Areas over which one large piece of the log may be spread instead of being copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// Up to [`SPREAD_DATA_MAX`] data columns, then the parity columns, each on a disk of its own. The
+    /// areas that [`LogStore::choose`] gives come first.
+    pub areas: Vec<LogAreaId>,
+    /// How many of them hold parity: as many may be lost.
+    pub parity: usize,
+    /// Blocks from which spreading costs less than copies.
+    pub from_blocks: usize,
+}
+
 /// The reserved log areas on the disks (or on named log devices). Which of them hold the NV log,
 /// and in how many copies, is the log's business.
 pub trait LogStore: Send + Sync + 'static {
@@ -286,6 +303,21 @@ pub trait LogStore: Send + Sync + 'static {
     /// The best `copies` areas to write to from now on, on different disks; fewer if there are
     /// fewer healthy disks. Dedicated log devices come first.
     fn choose(&self, copies: usize) -> Vec<LogAreaId>;
+    /// Areas to spread large pieces over while `copies` copies are kept of small ones: any
+    /// `copies - 1` of them may be lost, or more where their group covers more. `None` where copies are better or there are too few disks.
+    fn spread(&self, copies: usize) -> Option<Spread>;
+    /// Parity of `data`, one run of blocks for each data column; what a shorter one lacks counts as
+    /// zeros. Gives `parity` columns as long as the longest. Computes; touches no disk.
+    ///
+    /// # Panics
+    /// When there are more columns than a spread may have, or none of parity.
+    fn spread_parity(&self, data: &[&[Block]], parity: usize) -> Vec<Vec<Block>>;
+    /// Fills in the blocks that are missing of one row: data columns, then `parity` others. Whether they
+    /// could be found; nothing says that they are right.
+    ///
+    /// # Panics
+    /// When there are more columns than a spread may have, or none of parity.
+    fn spread_restore(&self, row: &mut [Option<Block>], parity: usize) -> bool;
     /// Completes with the number of areas taken away so far, once it is above `seen`. Who keeps
     /// something in areas then looks at [`Self::areas`]: a disk may be replaced and its group
     /// whole again long before anybody writes to the log.

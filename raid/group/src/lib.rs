@@ -34,6 +34,7 @@ pub mod fuzzing;
 mod label;
 mod layout;
 mod log_areas;
+pub mod log_spread;
 mod member;
 mod ondisk;
 mod open;

@@ -5,18 +5,24 @@
 
 use std::sync::Arc;
 
-use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore, SPREAD_DATA_MAX, Spread};
 use cairn_raid_disk::{DiskError, REQUEST_BLOCKS_MAX};
 use cairn_sys::{Block, BoxFuture, mutant};
 use cairn_units::{Blocks, Dbn};
 
 use crate::core::Core;
+use crate::log_spread::{self, SPREAD_DATA_MIN, code_of};
 use crate::member::Member;
 use crate::tools::join_all;
-use crate::view::Slot;
+use crate::view::{GroupView, Slot};
 
 /// Blocks of an area copied at once, while the log waits.
 const COPY_BLOCKS: u64 = 128;
+/// Blocks of one piece from which it is spread over the areas: five more requests then cost less than what is
+/// not written.
+const SPREAD_FROM_BLOCKS: u64 = 64;
+/// The same on a small log, where spreading makes room: a sixteenth of a half, but not less than this.
+const SPREAD_FROM_BLOCKS_MIN: u64 = 4;
 
 /// See the module.
 pub(crate) struct LogAreas {
@@ -43,7 +49,7 @@ impl LogAreas {
             .filter(|m| !m.is_dead())
             .collect();
         for group in view.groups.values() {
-            out.extend(group.slots.iter().rev().filter_map(Slot::writable).cloned());
+            out.extend(ranked_of(group));
         }
         out
     }
@@ -68,6 +74,11 @@ impl LogAreas {
         let at = Dbn::new(member.layout.log_at + at);
         Ok((member, at))
     }
+}
+
+/// The disks of a group that take writes, best first.
+fn ranked_of(group: &GroupView) -> impl Iterator<Item = Arc<Member>> {
+    group.slots.iter().rev().filter_map(Slot::writable).cloned()
 }
 
 /// What of a write to an area failed.
@@ -141,6 +152,32 @@ impl LogStore for LogAreas {
 
     fn choose(&self, copies: usize) -> Vec<LogAreaId> {
         self.ranked().iter().take(copies).map(|m| LogAreaId(m.uuid)).collect()
+    }
+
+    fn spread(&self, copies: usize) -> Option<Spread> {
+        let view = self.core.view();
+        if !view.config.log_disks.is_empty() {
+            // They were given because they are quick; the others need not be.
+            return None;
+        }
+        // One group: what may be lost of it may be lost of the log.
+        let group = view.groups.values().next()?;
+        let parity = copies.checked_sub(1)?.max(group.code.kind.parity().into());
+        let _has_one = code_of(parity)?;
+        let members = ranked_of(group);
+        let areas: Vec<LogAreaId> =
+            members.take(SPREAD_DATA_MAX + parity).map(|m| LogAreaId(m.uuid)).collect();
+        let small = (self.blocks.get() / 2 / 16).max(SPREAD_FROM_BLOCKS_MIN);
+        let from_blocks = usize::try_from(small.min(SPREAD_FROM_BLOCKS)).unwrap_or(usize::MAX);
+        (areas.len() >= SPREAD_DATA_MIN + parity).then_some(Spread { areas, parity, from_blocks })
+    }
+
+    fn spread_parity(&self, data: &[&[Block]], parity: usize) -> Vec<Vec<Block>> {
+        log_spread::parity(data, parity)
+    }
+
+    fn spread_restore(&self, row: &mut [Option<Block>], parity: usize) -> bool {
+        log_spread::restore(row, parity)
     }
 
     fn loss_after(&self, seen: u64) -> BoxFuture<u64> {

@@ -1,9 +1,12 @@
 //! The plain life of an aggregate.
 
-use crate::common::{Bench, Shape, crc, noise};
-use cairn_raid_api::{Aggregate, AggregateAdmin, ReadRequest};
-use cairn_raid_group::RaidKind;
-use cairn_units::Pvbn;
+use std::collections::BTreeSet;
+
+use crate::common::{Bench, DISK_BLOCKS, Shape, crc, noise};
+use cairn_raid_api::{Aggregate, AggregateAdmin, ReadRequest, SPREAD_DATA_MAX};
+use cairn_raid_group::{CreateOptions, RaidAggregate, RaidKind};
+use cairn_sim::{SimDiskConfig, SimWorld};
+use cairn_units::{Blocks, Pvbn};
 
 #[test]
 fn written_blocks_read_back_before_and_after_reopening() {
@@ -67,6 +70,59 @@ fn log_areas_keep_what_was_written_and_refuse_what_is_outside() {
         let read = bench.sim.block_on(log.read(*area, size - 2, 2)).expect("read");
         assert!(read == [noise(1), noise(2)]);
     }
+}
+
+#[test]
+fn the_log_is_spread_over_one_group_with_the_parity_it_needs() {
+    let raid4 = Shape { raid: RaidKind::Raid4, disks: 4, ..Shape::dp() };
+    for (shape, copies, expected) in [
+        (Shape::dp(), 3, Some((7, 2))),
+        // As the group covers two lost disks, the log does.
+        (Shape::dp(), 2, Some((7, 2))),
+        (Shape::dp(), 4, None),
+        (Shape { disks: 12, ..Shape::dp() }, 3, Some((SPREAD_DATA_MAX + 2, 2))),
+        (Shape { disks: 4, ..Shape::dp() }, 3, Some((4, 2))),
+        // One data column and two of parity are three copies.
+        (Shape { disks: 3, ..Shape::dp() }, 3, None),
+        (raid4, 2, Some((4, 1))),
+        (raid4, 3, Some((4, 2))),
+    ] {
+        let bench = Bench::new(8, shape);
+        let log = bench.agg().log();
+        let spread = log.spread(copies);
+        let sizes = spread.as_ref().map(|spread| (spread.areas.len(), spread.parity));
+        assert_eq!(sizes, expected, "{shape:?}, {copies} copies");
+        let Some(spread) = spread else { continue };
+        assert!(spread.areas.starts_with(&log.choose(copies)), "copies are its first columns");
+        let disks: BTreeSet<_> = spread.areas.iter().map(|area| area.0).collect();
+        assert_eq!(disks.len(), spread.areas.len(), "each on a disk of its own");
+        // An area of 512 blocks: a sixteenth of a half.
+        assert_eq!((log.area_blocks().get(), spread.from_blocks), (512, 16));
+    }
+}
+
+#[test]
+fn the_log_is_not_spread_over_lost_disks_nor_beside_disks_of_its_own() {
+    let bench = Bench::new(9, Shape::dp());
+    let log = bench.agg().log();
+    let before = log.spread(3).expect("seven disks").areas;
+    let agg = bench.agg();
+    let lost = before[4];
+    bench.sim.block_on(async move { agg.fail_disk(lost.0).await }).expect("fail");
+    let after = log.spread(3).expect("six disks").areas;
+    assert_eq!(after.len(), 6);
+    assert!(!after.contains(&lost) && after.starts_with(&log.choose(3)));
+
+    let sim = SimWorld::new(10);
+    let disk = |n: usize| {
+        sim.disk(SimDiskConfig::new(&format!("d{n}"), Blocks::new(DISK_BLOCKS))).driver()
+    };
+    let mut options = CreateOptions::new(RaidKind::RaidDp, 0);
+    options.log_disks = (7..10).map(disk).collect();
+    let made = RaidAggregate::create(sim.world(), (0..7).map(disk).collect(), options);
+    let log = sim.block_on(made).expect("create").log();
+    assert_eq!(log.choose(3).len(), 3);
+    assert_eq!(log.spread(3), None);
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! Recovery of the NV log from areas that hold anything.
 //!
-//! Layer: tests. The input changes a real log (two halves, several rounds, two copies) in a few
+//! Layer: tests. The input changes a real log (two halves, several rounds, two copies, large payload
+//! spread over five areas) in a few
 //! places, or is the areas themselves; the checksums of what looks like a batch may be made right
 //! again. Recovery ends with an error or with records; what was only damaged, not forged, gives a
-//! prefix of what was appended, and all of it while one copy is whole.
+//! prefix of what was appended, and all of it while only one area was.
 
 use std::sync::{Arc, LazyLock, Mutex};
 
-use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore, Spread};
+use cairn_raid_group::log_spread;
 use cairn_sim::SimWorld;
 use cairn_sys::{Block, BlockMut, BoxFuture};
 use cairn_units::{AggregateUuid, BLOCK_BYTES, Blocks, DiskUuid, Fsid, Lsn};
@@ -21,6 +23,10 @@ const AGGREGATE: AggregateUuid = AggregateUuid::new([0xa6; 16]);
 /// Blocks of one area: two halves.
 const AREA_BLOCKS: usize = 64;
 const COPIES: usize = 2;
+/// Areas, all of them columns of what is spread.
+const AREAS: usize = 5;
+/// Blocks of payload from which it is.
+const SPREAD_FROM_BLOCKS: usize = 2;
 /// The areas are the input itself.
 const RAW: u8 = 1;
 /// Batches get their checksums and their names.
@@ -55,10 +61,20 @@ impl LogStore for Areas {
         Blocks::new(AREA_BLOCKS as u64)
     }
     fn areas(&self) -> Vec<LogAreaId> {
-        (0..COPIES).map(area).collect()
+        (0..AREAS).map(area).collect()
     }
     fn choose(&self, copies: usize) -> Vec<LogAreaId> {
         self.areas().into_iter().take(copies).collect()
+    }
+    fn spread(&self, copies: usize) -> Option<Spread> {
+        let parity = copies.checked_sub(1)?;
+        Some(Spread { areas: self.areas(), parity, from_blocks: SPREAD_FROM_BLOCKS })
+    }
+    fn spread_parity(&self, data: &[&[Block]], parity: usize) -> Vec<Vec<Block>> {
+        log_spread::parity(data, parity)
+    }
+    fn spread_restore(&self, row: &mut [Option<Block>], parity: usize) -> bool {
+        log_spread::restore(row, parity)
     }
     fn loss_after(&self, _seen: u64) -> BoxFuture<u64> {
         // No area is ever taken away.
@@ -113,7 +129,7 @@ fn record(seed: u64, body_bytes: usize, payload: u64) -> Record {
 
 static BASE: LazyLock<Base> = LazyLock::new(|| {
     let sim = SimWorld::new(3);
-    let areas = Areas::new(vec![vec![Block::zero(); AREA_BLOCKS]; COPIES]);
+    let areas = Areas::new(vec![vec![Block::zero(); AREA_BLOCKS]; AREAS]);
     let (position, records) = sim.block_on(async {
         let nothing = recover(areas.clone(), AGGREGATE, None).await;
         let nothing = nothing.expect("an empty log is recovered");
@@ -135,7 +151,7 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
         }
         let new = log.switch_half().expect("the other half is free");
         for (n, half) in [(0u64, old), (1, new), (2, old), (3, new), (4, new)] {
-            append(half, record(20 + n, 100, n % 2)).await;
+            append(half, record(20 + n, 100, (n % 2) * 6)).await;
         }
         (position, records)
     });
@@ -156,7 +172,7 @@ pub fn recover_damaged(bytes: &[u8]) {
         (position, rest) = (found, after);
     }
     let mut areas = base.areas.clone();
-    let mut touched = [false; COPIES];
+    let mut touched = [false; AREAS];
     if flags & RAW != 0 {
         let blocks = areas.iter_mut().flatten();
         for (block, chunk) in blocks.zip(rest.chunks(BLOCK_BYTES)) {
@@ -164,7 +180,7 @@ pub fn recover_damaged(bytes: &[u8]) {
         }
     } else {
         for patch in patches(rest) {
-            let at = patch.place % (COPIES * AREA_BLOCKS);
+            let at = patch.place % (AREAS * AREA_BLOCKS);
             touched[at / AREA_BLOCKS] = true;
             patch.apply(&mut areas[at / AREA_BLOCKS][at % AREA_BLOCKS]);
         }
@@ -173,16 +189,17 @@ pub fn recover_damaged(bytes: &[u8]) {
         areas.iter_mut().for_each(|blocks| seal(blocks, position));
     }
     let found = SimWorld::new(1).block_on(recover(Areas::new(areas), AGGREGATE, Some(position)));
+    let one = touched.iter().filter(|t| **t).count() <= 1;
     let whole = flags & (RAW | SEALED | POSITION) == 0;
     let Ok(found) = found else {
-        assert!(!whole || touched.iter().all(|t| *t), "one copy was whole");
+        assert!(!whole || !one, "only one area was touched");
         return;
     };
     assert!(found.next_lsn() > Lsn::new(0));
     assert!(found.records.windows(2).all(|w| w[0].lsn < w[1].lsn), "records are in order");
     let bytes = |r: &Record| r.body.len() + r.payload.len() * BLOCK_BYTES;
     let kept: usize = found.records.iter().map(|r| bytes(&r.record)).sum();
-    assert!(kept <= AREA_BLOCKS * BLOCK_BYTES, "{kept} bytes of records in one area");
+    assert!(kept <= AREAS * AREA_BLOCKS * BLOCK_BYTES, "{kept} bytes of records");
     if whole {
         for ((lsn, expected), found) in base.records.iter().zip(&found.records) {
             let (a, b) = (expected, &found.record);
@@ -192,7 +209,7 @@ pub fn recover_damaged(bytes: &[u8]) {
         }
         assert!(found.records.len() <= base.records.len());
         let all = found.records.len() == base.records.len();
-        assert!(all || touched.iter().all(|t| *t), "one copy was whole, and records are missing");
+        assert!(all || !one, "only one area was touched, and records are missing");
     }
 }
 
@@ -243,7 +260,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         with(RAW | SEALED, &BASE.areas[0][usize::from(half)][..512]),
     ];
     // Each number of a batch's header, forged.
-    for offset in [6u16, 32, 40, 48, 56, 60, 64, 68, 72, 76, 80, 96, 104, 112, 116, 120] {
+    for offset in [6u16, 32, 40, 48, 56, 60, 64, 68, 72, 76, 80, 88, 90, 96, 104, 112, 116, 120] {
         for first in [0, half] {
             let forged = describe(first, offset, &[0xff, 0xff]);
             let both = [forged, describe(first + copy, offset, &[0xff, 0xff])].concat();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 
 use cairn_interleave::{Ground, explore};
-use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore, Spread};
 use cairn_sys::lock::{Mutex, Rank};
 use cairn_sys::{Block, BlockMut, BoxFuture};
 use cairn_units::{AggregateUuid, Blocks, DiskUuid, Fsid, Lsn};
@@ -51,6 +51,15 @@ impl LogStore for Areas {
     }
     fn choose(&self, copies: usize) -> Vec<LogAreaId> {
         self.areas().into_iter().take(copies).collect()
+    }
+    fn spread(&self, _copies: usize) -> Option<Spread> {
+        None
+    }
+    fn spread_parity(&self, _data: &[&[Block]], _parity: usize) -> Vec<Vec<Block>> {
+        unreachable!("nothing is spread")
+    }
+    fn spread_restore(&self, _row: &mut [Option<Block>], _parity: usize) -> bool {
+        unreachable!("nothing is spread")
     }
     fn loss_after(&self, _seen: u64) -> BoxFuture<u64> {
         Box::pin(core::future::pending())

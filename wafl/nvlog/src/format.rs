@@ -3,6 +3,7 @@
 //! Layer: inside `cairn-wafl-nvlog`; pure. Described byte by byte in `docs/formats-nvlog.md`.
 //! Decoding checks every number against what was read and never panics.
 
+use cairn_raid_api::{SPREAD_DATA_MAX, SPREAD_PARITY_MAX};
 use cairn_sys::{Block, BlockMut, mutant};
 use cairn_units::{AggregateUuid, BLOCK_BYTES, Crc, Fsid, Lsn};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -14,7 +15,10 @@ use crate::{
 };
 
 const MAGIC: [u8; 4] = *b"CNVL";
-const VERSION: U16 = U16::new(1);
+/// Version 2 knows payload that is spread.
+const VERSION: U16 = U16::new(2);
+/// Without it; what is reserved there is not looked at.
+const VERSION_COPIES: U16 = U16::new(1);
 /// The successor of this half is open.
 const FLAG_SUCCESSOR: u16 = 1;
 /// The other half has a batch in the same round.
@@ -43,7 +47,10 @@ struct BatchHeaderV1 {
     descriptor_bytes: U32,
     copies: U32,
     descriptor_crc: U32,
-    reserved: U32,
+    spread_data: u8,
+    spread_parity: u8,
+    column: u8,
+    reserved: u8,
     header_crc: U32,
 }
 const _: () = assert!(size_of::<BatchHeaderV1>() == HEADER_BYTES);
@@ -103,6 +110,50 @@ pub(crate) struct BatchHead {
     pub(crate) copies: u32,
     /// The other half, if one is in use.
     pub(crate) other: Option<OtherHalf>,
+    /// The columns that its payload is spread over; in an opening batch those of the half, each of which has one.
+    pub(crate) spread: Option<Columns>,
+    /// In an opening batch of a half with columns: which one this area is.
+    pub(crate) column: Option<u8>,
+}
+
+impl BatchHead {
+    /// Whether the area in which this opening batch lies has the chain: the first columns do.
+    pub(crate) fn opens_copy(&self) -> bool {
+        self.column.is_none_or(|column| u32::from(column) < self.copies)
+            || mutant("log-columns-open-a-half")
+    }
+}
+
+/// How payload is spread: row by row over the data columns' areas, each of which has one run of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Columns {
+    /// Data columns, at least 1.
+    pub(crate) data: u8,
+    /// Parity columns behind them.
+    pub(crate) parity: u8,
+}
+
+impl Columns {
+    /// So many; `None` when a spread never has.
+    pub(crate) fn new(data: u8, parity: u8) -> Option<Self> {
+        let right = (1..=SPREAD_DATA_MAX).contains(&usize::from(data))
+            && (1..=SPREAD_PARITY_MAX).contains(&usize::from(parity));
+        right.then_some(Self { data, parity })
+    }
+    /// All of them.
+    pub(crate) fn count(self) -> usize {
+        usize::from(self.data) + usize::from(self.parity)
+    }
+    /// Blocks that each of them has of so much payload, the last ones less.
+    pub(crate) fn rows(self, payload_blocks: usize) -> usize {
+        payload_blocks.div_ceil(usize::from(self.data))
+    }
+    /// The run of data column `column` in so much payload.
+    pub(crate) fn run(self, column: usize, payload_blocks: usize) -> core::ops::Range<usize> {
+        let rows = self.rows(payload_blocks);
+        let at = |column: usize| (column * rows).min(payload_blocks);
+        at(column)..at(column + 1)
+    }
 }
 
 /// What a batch says of the other half.
@@ -115,8 +166,15 @@ pub(crate) struct OtherHalf {
     pub(crate) peer: bool,
 }
 
-/// The blocks of a batch: descriptors, then payload by reference.
-pub(crate) fn encode(log: LogId, head: &BatchHead, records: &[(Lsn, Record)]) -> Vec<Block> {
+/// The blocks of a batch.
+pub(crate) struct Encoded {
+    pub(crate) descriptors: Vec<Block>,
+    /// By reference.
+    pub(crate) payload: Vec<Block>,
+}
+
+/// The blocks of a batch.
+pub(crate) fn encode(log: LogId, head: &BatchHead, records: &[(Lsn, Record)]) -> Encoded {
     let mut bytes = vec![0; HEADER_BYTES];
     let mut payload = Vec::new();
     for (lsn, record) in records {
@@ -155,20 +213,23 @@ pub(crate) fn encode(log: LogId, head: &BatchHead, records: &[(Lsn, Record)]) ->
         batch: head.batch.into(),
         other_batches: head.other.map_or(0, |other| other.batches).into(),
         at: head.at.into(),
-        blocks: count(descriptor_blocks + payload.len()),
+        blocks: count(
+            descriptor_blocks + head.spread.map_or(payload.len(), |s| s.rows(payload.len())),
+        ),
         records: count(records.len()),
         descriptor_bytes: count(bytes.len()),
         copies: head.copies.into(),
         descriptor_crc: crc32fast::hash(&bytes[HEADER_BYTES..]).into(),
-        reserved: U32::ZERO,
+        spread_data: head.spread.map_or(0, |spread| spread.data),
+        spread_parity: head.spread.map_or(0, |spread| spread.parity),
+        column: head.column.map_or(0, |column| column + 1),
+        reserved: 0,
         header_crc: U32::ZERO,
     };
     header.header_crc = crc32fast::hash(header.as_bytes()).into();
     bytes[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-    let mut blocks = Vec::with_capacity(descriptor_blocks + payload.len());
-    blocks.extend(bytes.chunks(BLOCK_BYTES).map(|chunk| BlockMut::copy_of(chunk).freeze()));
-    blocks.append(&mut payload);
-    blocks
+    let descriptors = bytes.chunks(BLOCK_BYTES).map(|chunk| BlockMut::copy_of(chunk).freeze());
+    Encoded { descriptors: descriptors.collect(), payload }
 }
 
 /// A batch header that was checked.
@@ -191,7 +252,7 @@ pub(crate) fn decode_header(log: LogId, block: &Block) -> Option<Decoded> {
     let crc = header.header_crc.get();
     header.header_crc = U32::ZERO;
     if crc32fast::hash(header.as_bytes()) != crc
-        || header.version != VERSION
+        || ![VERSION, VERSION_COPIES].contains(&header.version)
         || header.aggregate != log.aggregate.bytes()
         || (header.epoch.get() != log.epoch && !mutant("log-epoch-ignored"))
         || header.flags.get() & !FLAGS != 0
@@ -217,6 +278,11 @@ pub(crate) fn decode_header(log: LogId, block: &Block) -> Option<Decoded> {
             peer: header.flags.get() & FLAG_PEER != 0,
         }),
     };
+    let (mut spread, mut column) = (None, None);
+    if header.version == VERSION && header.spread_data > 0 {
+        spread = Some(Columns::new(header.spread_data, header.spread_parity)?);
+        column = header.column.checked_sub(1);
+    }
     let head = BatchHead {
         half: header.half.get(),
         batch: header.batch.get(),
@@ -225,6 +291,8 @@ pub(crate) fn decode_header(log: LogId, block: &Block) -> Option<Decoded> {
         successor: header.flags.get() & FLAG_SUCCESSOR != 0,
         copies: header.copies.get(),
         other,
+        spread,
+        column,
     };
     let descriptor_crc = header.descriptor_crc.get();
     Some(Decoded { head, blocks, descriptor_blocks, records, descriptor_bytes, descriptor_crc })
@@ -285,7 +353,8 @@ pub(crate) fn decode_descriptors(batch: &Decoded, blocks: &[Block]) -> Option<Ve
         payload_blocks += payload;
         rest = rest.get(record_bytes(body_bytes, payload)..)?;
     }
-    (rest.is_empty() && payload_blocks == batch.blocks - batch.descriptor_blocks).then_some(out)
+    let taken = batch.head.spread.map_or(payload_blocks, |spread| spread.rows(payload_blocks));
+    (rest.is_empty() && taken == batch.blocks - batch.descriptor_blocks).then_some(out)
 }
 
 /// A count that the limits of a batch keep small.

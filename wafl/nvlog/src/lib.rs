@@ -47,6 +47,16 @@
 //!    one was dropped, the missing copy is reported ([`LogFinding::CopyMissing`]); the storage
 //!    manager keeps that time short by starting a consistency point ([`Nvlog::wants_switch`]).
 //!
+//! # Large payload is spread
+//! Copies cost three times the data with RAID-DP. Where the store says so ([`cairn_raid_api::LogStore::spread`]), a
+//! batch with much payload has its descriptors in the copies and its payload in columns over all the
+//! areas, with as much parity as areas may be lost: 1.33 times the data on eight disks. Its round is acknowledged
+//! when all columns are stable. One that fails is dropped as a copy is; what is stable without it counts, the rest of
+//! the half is written in copies, and a switch is due. Lost columns beyond parity stop the log, as the loss of
+//! all copies does. A half holds more than its areas have room for in copies, up to
+//! [`RECORDS_BLOCKS_MIN`]. The invariants above hold unchanged: whether a batch is whole is asked of its descriptors, in
+//! the copies, and of the checksums of its payload. Why not the data to its place at once: `docs/decisions/0004-*`.
+//!
 //! Format: `docs/formats-nvlog.md`.
 
 mod format;
@@ -78,6 +88,9 @@ pub const BATCH_RECORDS_MAX: usize = 8192;
 pub const HALF_BLOCKS_MIN: u64 = 16;
 /// Part of a half that may be used or reserved before the log asks for a switch.
 pub const SWITCH_PERCENT: u64 = 60;
+/// Blocks of records that a half may hold at least where they are spread and take less room than that
+/// (64 MiB): recovery has them in memory.
+pub const RECORDS_BLOCKS_MIN: u64 = 16_384;
 /// Copies that may be asked for.
 pub const COPIES_MAX: usize = 4;
 

@@ -21,7 +21,7 @@
 //! contains its effects is committed. That root says "not opened yet"; a second commit after
 //! `begin` (or the first ordinary one) makes the loss of all copies detectable.
 
-use core::future::{Future, poll_fn};
+use core::future::{Future, poll_fn, ready};
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, Waker};
 use std::sync::{Arc, Weak};
@@ -29,16 +29,16 @@ use std::sync::{Arc, Weak};
 use cairn_raid_api::{LogAreaError, LogStore};
 use cairn_sys::lock::atomic::{AtomicUsize, Ordering};
 use cairn_sys::lock::{Guard, Mutex, Poisoned, Rank};
-use cairn_sys::{BoxFuture, World, mutant};
+use cairn_sys::{Block, BoxFuture, World, mutant};
 use cairn_units::{AggregateUuid, Blocks, Lsn};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
 
-use crate::format::{LogId, encode};
+use crate::format::{BatchHead, Encoded, LogId, encode};
 use crate::join::JoinAll;
 use crate::recover::Recovered;
-use crate::state::{CopyResults, LogStatus, Round, State, SwitchReason};
+use crate::state::{CopyResults, LogStatus, Round, RoundBatch, State, SwitchReason};
 use crate::{
     COPIES_MAX, HALF_BLOCKS_MIN, HalfToken, LogError, LogPosition, Record, ReserveError,
     SwitchError,
@@ -239,12 +239,45 @@ impl Shared {
     fn writes_of(&self, round: &Round) -> JoinAll<Result<(), LogAreaError>> {
         let mut writes: Vec<BoxFuture<Result<(), LogAreaError>>> = Vec::new();
         for batch in &round.batches {
-            let blocks = encode(self.log, &batch.head, &batch.records);
-            for area in &batch.areas {
-                writes.push(self.store.write_stable(*area, batch.area_block, blocks.clone()));
+            for (area, (at, blocks)) in batch.areas.iter().zip(self.blocks_of(batch)) {
+                // A column may have nothing of a batch.
+                let nothing = blocks.is_empty();
+                let write = || self.store.write_stable(*area, batch.area_block + at, blocks);
+                writes.push(if nothing { Box::pin(ready(Ok(()))) } else { write() });
             }
         }
         JoinAll::new(writes)
+    }
+
+    /// What each area of a batch gets, and how far into the batch.
+    fn blocks_of(&self, batch: &RoundBatch) -> Vec<(u64, Vec<Block>)> {
+        let of = |head: &BatchHead| encode(self.log, head, &batch.records);
+        let Some(columns) = batch.head.spread else {
+            let Encoded { descriptors: mut blocks, mut payload } = of(&batch.head);
+            blocks.append(&mut payload);
+            return vec![(0, blocks); batch.areas.len()];
+        };
+        if batch.head.batch == 0 {
+            // Says to each area which column it is.
+            let opening = |column| of(&BatchHead { column: Some(column), ..batch.head });
+            let columns = 0..columns.data + columns.parity;
+            return columns.map(|column| (0, opening(column).descriptors)).collect();
+        }
+        let Encoded { descriptors, payload } = of(&batch.head);
+        let runs = 0..usize::from(columns.data);
+        let runs: Vec<&[Block]> = runs.map(|c| &payload[columns.run(c, payload.len())]).collect();
+        let parity = self.store.spread_parity(&runs, usize::from(columns.parity));
+        let runs = runs.into_iter().map(<[Block]>::to_vec).chain(parity);
+        let copies = usize::try_from(batch.head.copies).unwrap_or(usize::MAX);
+        let of_area = |(n, mut run): (usize, Vec<Block>)| {
+            if n >= copies {
+                return (descriptors.len() as u64, run);
+            }
+            let mut blocks = descriptors.clone();
+            blocks.append(&mut run);
+            (0, blocks)
+        };
+        runs.enumerate().map(of_area).collect()
     }
 
     /// Takes the results of a round's writes.
@@ -440,13 +473,16 @@ impl Nvlog {
     fn open_next(&self) -> Result<HalfToken, SwitchError> {
         self.shared.lock().may_switch()?;
         // Not under the lock: the store has locks of its own.
-        let copies = self.shared.store.choose(self.shared.copies.load(Ordering::Acquire));
+        let wanted = self.shared.copies.load(Ordering::Acquire);
+        let copies = self.shared.store.choose(wanted);
+        // Fewer copies than wanted cover fewer losses than a spread would be made for.
+        let spread = (copies.len() == wanted).then(|| self.shared.store.spread(wanted)).flatten();
         if copies.is_empty() {
             return Err(SwitchError::NoLogDevice);
         }
         let mut state = self.shared.lock();
         state.may_switch()?;
-        let half = state.open_half(copies);
+        let half = state.open_half(copies, spread);
         drop(state);
         self.shared.call_writer();
         self.shared.publish();

@@ -13,14 +13,16 @@
 //! followed without a gap. Rejected: searching to the end of the half. It also finds out when all
 //! batches of the next 4 MiB are damaged in every copy, and costs every start the size of the log.
 
-use std::collections::{BTreeMap, VecDeque};
+use core::future::ready;
+use core::ops::Range;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
-use cairn_sys::{Block, mutant};
-use cairn_units::{AggregateUuid, Lsn};
+use cairn_sys::{Block, BoxFuture, mutant};
+use cairn_units::{AggregateUuid, Crc, Lsn};
 
-use crate::format::{BatchHead, Decoded, LogId, decode_descriptors, decode_header};
+use crate::format::{BatchHead, Columns, Decoded, LogId, decode_descriptors, decode_header};
 use crate::join::JoinAll;
 use crate::state::slot_of;
 use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
@@ -64,6 +66,15 @@ pub enum LogFinding {
         written: u32,
         /// Copies found.
         found: u32,
+    },
+    /// Fewer columns of a half were found than its large batches are spread over; parity had to do.
+    ColumnsMissing {
+        /// Which half.
+        half: u64,
+        /// Columns that it was opened with.
+        written: usize,
+        /// Columns found.
+        found: usize,
     },
 }
 
@@ -168,6 +179,12 @@ struct Chain {
     batches: Vec<Batch>,
 }
 
+/// The columns of a half, and the areas that say in their opening batch which one they are.
+struct HalfColumns {
+    of: Columns,
+    areas: Vec<Option<LogAreaId>>,
+}
+
 struct Batch {
     head: BatchHead,
     records: Vec<RecoveredRecord>,
@@ -204,6 +221,26 @@ impl Ahead {
         let end = self.at + self.blocks.len() as u64;
         self.of == Some((area, half)) && (self.at..=end).contains(&at)
     }
+}
+
+/// Where the payload of a batch begins.
+struct Cells {
+    half: u64,
+    batch: u32,
+    at: u64,
+}
+
+/// What the openings of a half say of its columns.
+fn columns_of(openings: &[(LogAreaId, Decoded)]) -> Option<HalfColumns> {
+    let of = openings.iter().find_map(|(_, opening)| opening.head.spread)?;
+    let mut areas = vec![None; of.count()];
+    for (area, opening) in openings {
+        let column = opening.head.column.filter(|_| opening.head.spread == Some(of));
+        if let Some(place) = column.and_then(|column| areas.get_mut(usize::from(column))) {
+            *place = Some(*area);
+        }
+    }
+    Some(HalfColumns { of, areas })
 }
 
 impl Reader {
@@ -285,10 +322,10 @@ impl Reader {
         right.then_some(decoded)
     }
 
-    /// Whether any area has the opening batch of a half.
+    /// Whether any area has the chain of a half.
     async fn has_begun(&mut self, half: u64) -> bool {
         for area in self.areas.clone() {
-            if self.header(area, half, 0, 0).await.is_some() {
+            if self.header(area, half, 0, 0).await.is_some_and(|found| found.head.opens_copy()) {
                 return true;
             }
         }
@@ -302,17 +339,21 @@ impl Reader {
         let (mut at, mut number) = (0u64, 0u32);
         // Areas that had a batch of this half; the others are not asked again.
         let mut copies = self.areas.clone();
-        let mut source = None;
+        let (mut source, mut columns) = (None, None);
         let torn = loop {
             let mut found = match source {
-                Some(area) => self.batch_of_one(area, half, number, at).await,
+                Some(area) => self.batch_of_one(area, half, number, at, columns.as_ref()).await,
                 None => None,
             };
             let mut begun = false;
             if found.is_none() {
-                let holders = self.holders(half, number, at, &copies).await;
+                let mut holders = self.holders(half, number, at, &copies).await;
+                if number == 0 {
+                    columns = columns_of(&holders);
+                    holders.retain(|(_, opening)| opening.head.opens_copy());
+                }
                 begun = !holders.is_empty();
-                found = self.batch(half, at, &holders, number).await;
+                found = self.batch(half, at, &holders, number, columns.as_ref()).await;
                 if let Some(found) = &found {
                     source = Some(found.area);
                     if number == 0 {
@@ -341,6 +382,13 @@ impl Reader {
                 (last.head.copies, u32::try_from(copies.len()).unwrap_or(u32::MAX));
             if found < written {
                 self.found(LogFinding::CopyMissing { half, written, found });
+            }
+        }
+        let spread = batches.iter().skip(1).any(|batch| batch.head.spread.is_some());
+        if let Some(columns) = columns.filter(|_| spread) {
+            let (written, found) = (columns.of.count(), columns.areas.iter().flatten().count());
+            if found < written {
+                self.found(LogFinding::ColumnsMissing { half, written, found });
             }
         }
         Ok(Chain { batches })
@@ -387,9 +435,10 @@ impl Reader {
         half: u64,
         number: u32,
         at: u64,
+        columns: Option<&HalfColumns>,
     ) -> Option<Found> {
         let decoded = self.header(area, half, number, at).await?;
-        self.batch(half, at, &[(area, decoded)], number).await
+        self.batch(half, at, &[(area, decoded)], number, columns).await
     }
 
     /// Reads one batch, block by block from whichever of its holders is whole.
@@ -399,35 +448,183 @@ impl Reader {
         at: u64,
         holders: &[(LogAreaId, Decoded)],
         number: u32,
+        columns: Option<&HalfColumns>,
     ) -> Option<Found> {
         for (area, decoded) in holders {
             let blocks = decoded.blocks as u64;
-            let content = match self.read_ahead(*area, half, at, blocks).await {
+            let mut content = match self.read_ahead(*area, half, at, blocks).await {
                 Some(content) => content,
                 None => self.read_singly(*area, half, at, blocks).await,
             };
             let Some(descriptors) = decode_descriptors(decoded, &content) else { continue };
-            let mut payload = content.into_iter().skip(decoded.descriptor_blocks);
-            let mut place = at + decoded.descriptor_blocks as u64;
-            let mut records = Vec::with_capacity(descriptors.len());
-            for descriptor in descriptors {
-                let mut whole = Vec::with_capacity(descriptor.payload.len());
-                for crc in &descriptor.payload {
-                    let block = payload.next()?;
-                    if crc32fast::hash(&block[..]) == crc.get() {
-                        whole.push(block);
-                    } else {
-                        whole.push(self.other_copy(half, place, crc.get(), holders).await?);
-                        self.found(LogFinding::Mended { half, batch: number, area: *area });
-                    }
-                    place += 1;
+            let own = content.split_off(decoded.descriptor_blocks);
+            let crcs: Vec<Crc> = descriptors.iter().flat_map(|d| &d.payload).copied().collect();
+            let cells = Cells { half, batch: number, at: at + decoded.descriptor_blocks as u64 };
+            let payload = match decoded.head.spread {
+                // In an opening batch it says what the half has.
+                Some(spread) if number > 0 => {
+                    let columns = columns.filter(|columns| columns.of == spread)?;
+                    self.gather(&cells, columns, &crcs, (*area, &own)).await?
                 }
-                records.push(descriptor.with_payload(whole));
-            }
+                _ => self.copied(&cells, holders, &crcs, (*area, own)).await?,
+            };
+            let mut payload = payload.into_iter();
+            let records = descriptors
+                .into_iter()
+                .map(|descriptor| {
+                    let own = payload.by_ref().take(descriptor.payload.len()).collect();
+                    descriptor.with_payload(own)
+                })
+                .collect();
             let batch = Batch { head: decoded.head, records };
             return Some(Found { batch, blocks, area: *area });
         }
         None
+    }
+
+    /// Payload that lies behind the descriptors of every copy: that of one of them, and what is damaged
+    /// there from the others.
+    async fn copied(
+        &mut self,
+        cells: &Cells,
+        holders: &[(LogAreaId, Decoded)],
+        crcs: &[Crc],
+        (area, own): (LogAreaId, Vec<Block>),
+    ) -> Option<Vec<Block>> {
+        if own.len() != crcs.len() {
+            return None;
+        }
+        let mut whole = Vec::with_capacity(own.len());
+        for ((block, crc), place) in own.into_iter().zip(crcs).zip(cells.at..) {
+            if crc32fast::hash(&block[..]) == crc.get() {
+                whole.push(block);
+            } else {
+                whole.push(self.other_copy(cells.half, place, crc.get(), holders).await?);
+                let (half, batch) = (cells.half, cells.batch);
+                self.found(LogFinding::Mended { half, batch, area });
+            }
+        }
+        Some(whole)
+    }
+
+    /// Payload that is spread over columns; what is damaged or not there is found from parity.
+    async fn gather(
+        &mut self,
+        cells: &Cells,
+        columns: &HalfColumns,
+        crcs: &[Crc],
+        own: (LogAreaId, &[Block]),
+    ) -> Option<Vec<Block>> {
+        let (data, rows) = (usize::from(columns.of.data), columns.of.rows(crcs.len()));
+        if cells.at + rows as u64 > self.half_blocks {
+            return None;
+        }
+        let runs: Vec<Range<usize>> = (0..data).map(|c| columns.of.run(c, crcs.len())).collect();
+        let wanted: Vec<(Option<LogAreaId>, usize)> =
+            columns.areas.iter().copied().zip(runs.iter().map(Range::len)).collect();
+        let mut whole: Vec<Option<Block>> = Vec::with_capacity(crcs.len());
+        let mut damaged = BTreeSet::new();
+        let read = self.read_columns(cells, &wanted, Some(own)).await;
+        for ((column, (area, _)), run) in read.into_iter().zip(&wanted).zip(&runs) {
+            let mut column = column.into_iter();
+            for crc in &crcs[run.clone()] {
+                let right = |block: &Block| crc32fast::hash(&block[..]) == crc.get();
+                let block = column.next().filter(right);
+                if let (None, Some(area)) = (&block, area) {
+                    damaged.insert(*area);
+                }
+                whole.push(block);
+            }
+        }
+        if whole.iter().any(Option::is_none) {
+            let parity: Vec<(Option<LogAreaId>, usize)> =
+                columns.areas.iter().skip(data).map(|area| (*area, rows)).collect();
+            let parity = self.read_columns(cells, &parity, None).await;
+            for row in 0..rows {
+                let at = |run: &Range<usize>| Some(run.start + row).filter(|at| run.contains(at));
+                let places: Vec<Option<usize>> = runs.iter().map(at).collect();
+                if places.iter().flatten().all(|at| whole[*at].is_some()) {
+                    continue;
+                }
+                let parity: Vec<Option<Block>> =
+                    parity.iter().map(|c| c.get(row).cloned()).collect();
+                for (at, block) in self.restored(&places, &whole, &parity, crcs)? {
+                    whole[at] = Some(block);
+                }
+            }
+        }
+        for area in damaged {
+            self.found(LogFinding::Mended { half: cells.half, batch: cells.batch, area });
+        }
+        whole.into_iter().collect()
+    }
+
+    /// The blocks that are missing of one row, by their place in the payload. Parity may be damaged too:
+    /// if what comes of all of it is not right, each column is left out in turn.
+    fn restored(
+        &self,
+        places: &[Option<usize>],
+        whole: &[Option<Block>],
+        parity: &[Option<Block>],
+        crcs: &[Crc],
+    ) -> Option<Vec<(usize, Block)>> {
+        // Where the payload has ended a row has zeros.
+        let known =
+            |at: &Option<usize>| at.map_or_else(|| Some(Block::zero()), |at| whole[at].clone());
+        let data: Vec<Option<Block>> = places.iter().map(known).collect();
+        (0..=parity.len()).find_map(|without| {
+            let mut row = data.clone();
+            let left = |n: usize| if n + 1 == without { None } else { parity[n].clone() };
+            row.extend((0..parity.len()).map(left));
+            if !self.store.spread_restore(&mut row, parity.len()) {
+                return None;
+            }
+            let missing = places.iter().flatten().filter(|at| whole[**at].is_none());
+            let found = missing.map(|at| {
+                let column = places.iter().position(|place| *place == Some(*at))?;
+                let block = row[column].take()?;
+                let right = crc32fast::hash(&block[..]) == crcs[*at].get();
+                (right || mutant("log-spread-believed")).then_some((*at, block))
+            });
+            found.collect()
+        })
+    }
+
+    /// As many blocks of each column, all of them read together; none of one that is not there, zeros for
+    /// what is unreadable. One of them is at hand.
+    async fn read_columns(
+        &mut self,
+        cells: &Cells,
+        columns: &[(Option<LogAreaId>, usize)],
+        own: Option<(LogAreaId, &[Block])>,
+    ) -> Vec<Vec<Block>> {
+        let base = slot_of(cells.half) * self.half_blocks;
+        let reads = columns.iter().map(|(area, blocks)| -> BoxFuture<Option<Vec<Block>>> {
+            let at_hand = own.filter(|(own, _)| Some(*own) == *area);
+            match (area, at_hand) {
+                (_, Some((_, own))) => {
+                    let own = own.get(..*blocks).map(<[Block]>::to_vec);
+                    Box::pin(ready(own))
+                }
+                (Some(area), None) if *blocks > 0 => {
+                    let read = self.store.read(*area, base + cells.at, *blocks);
+                    Box::pin(async move { read.await.ok() })
+                }
+                _ => Box::pin(ready(Some(Vec::new()))),
+            }
+        });
+        let results = JoinAll::new(reads.collect()).await;
+        let mut out = Vec::with_capacity(columns.len());
+        for (read, (area, blocks)) in results.into_iter().zip(columns) {
+            out.push(match (read, area) {
+                (Some(read), _) => read,
+                (None, Some(area)) => {
+                    self.read_singly(*area, cells.half, cells.at, *blocks as u64).await
+                }
+                (None, None) => Vec::new(),
+            });
+        }
+        out
     }
 
     /// Fewer holders than a batch was written to: the rest is damaged (or gone), not dropped.

@@ -3,16 +3,16 @@
 //! Layer: inside `cairn-wafl-nvlog`, below the writer task, which takes a [`Round`] from
 //! [`State::next_round`], writes it, and gives the results to [`State::complete`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use cairn_raid_api::{LogAreaError, LogAreaId};
+use cairn_raid_api::{LogAreaError, LogAreaId, Spread};
 use cairn_sys::mutant;
 use cairn_units::{Blocks, Lsn};
 
-use crate::format::{BatchHead, OtherHalf, batch_blocks, record_bytes};
+use crate::format::{BatchHead, Columns, OtherHalf, batch_blocks, record_bytes};
 use crate::{
-    BATCH_BLOCKS_MAX, BATCH_RECORDS_MAX, HalfToken, LogError, LogPosition, Record, ReserveError,
-    SWITCH_PERCENT, SwitchError, record_blocks,
+    BATCH_BLOCKS_MAX, BATCH_RECORDS_MAX, HalfToken, LogError, LogPosition, RECORDS_BLOCKS_MIN,
+    Record, ReserveError, SWITCH_PERCENT, SwitchError, record_blocks,
 };
 
 /// Blocks of a half that no record may use: its opening batch, and the note of its successor.
@@ -92,12 +92,59 @@ struct Half {
     closed: bool,
     copies: Vec<LogAreaId>,
     lost: Vec<(LogAreaId, LogAreaError)>,
+    spread: Option<SpreadHalf>,
     next_block: u32,
+    /// Blocks that what was given out would take if nothing were spread: what a recovery has to keep.
+    records_blocks: u64,
     next_batch: u32,
     named_successor: bool,
     /// Worst-case blocks of records queued or being written.
     pending: u64,
     pending_records: u64,
+}
+
+/// What large batches of a half are spread over.
+struct SpreadHalf {
+    /// Data columns, then parity; the first ones have the chain too.
+    areas: Vec<LogAreaId>,
+    columns: Columns,
+    from_blocks: usize,
+    /// Areas that failed. With one of them nothing more is spread.
+    lost: usize,
+    /// Something was spread: it needs all columns but as many as there are of parity.
+    used: bool,
+}
+
+impl Half {
+    /// Drops an area that failed.
+    fn lose(&mut self, number: u64, area: LogAreaId, error: &LogAreaError) -> Result<(), LogError> {
+        let last = || LogError::CopiesLost { half: number, last: error.clone() };
+        let copy = self.copies.contains(&area);
+        self.copies.retain(|copy| *copy != area);
+        let mut needed = copy;
+        if let Some(spread) = &mut self.spread
+            && let Some(at) = spread.areas.iter().position(|of| *of == area)
+        {
+            spread.areas.remove(at);
+            spread.lost += 1;
+            needed |= spread.used && !mutant("log-column-loss-unnoticed");
+            if spread.used && spread.lost > usize::from(spread.columns.parity) {
+                return Err(last());
+            }
+        }
+        if needed {
+            self.lost.push((area, error.clone()));
+        }
+        if self.copies.is_empty() { Err(last()) } else { Ok(()) }
+    }
+
+    /// The columns for a batch with so much payload, if it is to be spread.
+    fn spread_for(&mut self, payload_blocks: usize) -> Option<&mut SpreadHalf> {
+        let spread = self.spread.as_mut()?;
+        let large = payload_blocks >= spread.from_blocks;
+        let whole = spread.lost == 0 || mutant("log-spread-goes-on");
+        (whole && large).then_some(spread)
+    }
 }
 
 struct Queued {
@@ -111,6 +158,7 @@ pub(crate) struct RoundBatch {
     pub(crate) head: BatchHead,
     /// Block in each area.
     pub(crate) area_block: u64,
+    /// The areas that have the chain or, of an opening batch and of one that is spread, all columns.
     pub(crate) areas: Vec<LogAreaId>,
     pub(crate) records: Vec<(Lsn, Record)>,
     blocks: u64,
@@ -210,10 +258,23 @@ impl State {
         self.queue.clear();
     }
 
-    fn free(&self, half: &Half) -> u64 {
+    /// Blocks that the records of a half may have if they are spread.
+    fn records_blocks_max(&self) -> u64 {
+        self.half_blocks.max(RECORDS_BLOCKS_MIN)
+    }
+
+    /// Blocks left in a half's areas, and of what its records may have.
+    fn left(&self, half: &Half) -> (u64, u64) {
         let opening = u64::from(half.next_batch == 0);
         let note = u64::from(!half.named_successor);
-        self.half_blocks.saturating_sub(u64::from(half.next_block) + half.pending + opening + note)
+        let more = half.pending + opening + note;
+        let records = self.records_blocks_max().saturating_sub(half.records_blocks + more);
+        (self.half_blocks.saturating_sub(u64::from(half.next_block) + more), records)
+    }
+
+    fn free(&self, half: &Half) -> u64 {
+        let (room, records) = self.left(half);
+        room.min(records)
     }
 
     /// Worst-case blocks that can be reserved now.
@@ -269,10 +330,14 @@ impl State {
         if !half.lost.is_empty() {
             return Some(SwitchReason::CopyLost);
         }
-        let used = self.half_blocks - self.free(half) + self.reserved;
         // A switch makes room only if there is something in the half.
         let waited_for = self.refused && (half.next_batch > 1 || half.pending > 0);
-        let filling = used * 100 >= self.half_blocks * SWITCH_PERCENT || waited_for;
+        let low = |left: u64, of: u64| {
+            left.saturating_sub(self.reserved) * 100 <= of * (100 - SWITCH_PERCENT)
+        };
+        let (room, records) = self.left(half);
+        let full = low(room, self.half_blocks) || low(records, self.records_blocks_max());
+        let filling = full || waited_for;
         filling.then_some(SwitchReason::Filling)
     }
 
@@ -309,20 +374,33 @@ impl State {
         }
     }
 
-    /// Opens the next half (the first one, to begin with) on `copies`.
-    pub(crate) fn open_half(&mut self, copies: Vec<LogAreaId>) -> HalfToken {
+    /// Opens the next half (the first one, to begin with) on `copies`, and large batches on `spread`.
+    pub(crate) fn open_half(
+        &mut self,
+        copies: Vec<LogAreaId>,
+        spread: Option<Spread>,
+    ) -> HalfToken {
         assert!(self.halves.len() < 2, "there are two slots");
         if self.begun {
             self.newest += 1;
         }
         self.begun = true;
         self.refused = false;
+        let spread = spread.filter(|spread| spread.areas.starts_with(&copies)).and_then(|spread| {
+            let data = u8::try_from(spread.areas.len().checked_sub(spread.parity)?).ok()?;
+            let columns = Columns::new(data, u8::try_from(spread.parity).ok()?)?;
+            let Spread { areas, from_blocks, .. } = spread;
+            let from_blocks = from_blocks.max(1);
+            Some(SpreadHalf { areas, columns, from_blocks, lost: 0, used: false })
+        });
         let half = Half {
             phase: Phase::Unopened,
             closed: false,
             copies,
             lost: Vec::new(),
+            spread,
             next_block: 0,
+            records_blocks: 0,
             next_batch: 0,
             named_successor: false,
             pending: 0,
@@ -418,7 +496,19 @@ impl State {
         let Some(half) = self.halves.get_mut(&number) else {
             unreachable!("a round is made of halves in use");
         };
-        let blocks = batch_blocks(batch.descriptor_bytes, batch.payload_blocks);
+        let copied = batch_blocks(batch.descriptor_bytes, batch.payload_blocks);
+        let mut blocks = copied;
+        let (mut areas, mut columns) = (half.copies.clone(), None);
+        if let Some(spread) = half.spread_for(batch.payload_blocks) {
+            spread.used = true;
+            let rows = spread.columns.rows(batch.payload_blocks);
+            blocks = batch_blocks(batch.descriptor_bytes, rows);
+            (areas, columns) = (spread.areas.clone(), Some(spread.columns));
+        } else if half.next_batch == 0
+            && let Some(spread) = half.spread.as_ref().filter(|spread| spread.lost == 0)
+        {
+            (areas, columns) = (spread.areas.clone(), Some(spread.columns));
+        }
         let head = BatchHead {
             half: number,
             batch: half.next_batch,
@@ -427,6 +517,8 @@ impl State {
             successor: batch.note,
             copies: u32::try_from(half.copies.len()).unwrap_or(u32::MAX),
             other,
+            spread: columns,
+            column: None,
         };
         let Some(end) = u32::try_from(blocks).ok().and_then(|n| half.next_block.checked_add(n))
         else {
@@ -434,12 +526,13 @@ impl State {
         };
         assert!(u64::from(end) <= half_blocks, "the room of a half was reserved");
         half.next_block = end - u32::from(mutant("log-ring-one-short"));
+        half.records_blocks += copied;
         half.next_batch += 1;
         half.named_successor |= batch.note;
         RoundBatch {
             area_block: half_base + u64::from(head.at),
             head,
-            areas: half.copies.clone(),
+            areas,
             records: batch.records,
             blocks,
         }
@@ -489,17 +582,16 @@ impl State {
 
     /// Drops the copies that lie in none of `areas`, as if a write to them had failed.
     pub(crate) fn keep_areas(&mut self, areas: &[LogAreaId]) {
-        let mut none_left = None;
+        let mut failed = None;
         for (number, half) in &mut self.halves {
-            let gone = half.copies.extract_if(.., |copy| !areas.contains(copy));
-            let gone: Vec<LogAreaId> = gone.collect();
-            half.lost.extend(gone.iter().map(|area| (*area, LogAreaError::Gone(*area))));
-            if let (true, Some(last)) = (half.copies.is_empty(), gone.last()) {
-                let last = LogAreaError::Gone(*last);
-                none_left = Some(LogError::CopiesLost { half: *number, last });
+            let spread = half.spread.iter().flat_map(|spread| &spread.areas);
+            let gone: BTreeSet<LogAreaId> =
+                half.copies.iter().chain(spread).filter(|a| !areas.contains(a)).copied().collect();
+            for area in gone {
+                failed = failed.or(half.lose(*number, area, &LogAreaError::Gone(area)).err());
             }
         }
-        if let Some(error) = none_left {
+        if let Some(error) = failed {
             self.fail(error);
         }
     }
@@ -515,11 +607,7 @@ impl State {
             if matches!(error, LogAreaError::Fenced) {
                 return Err(LogError::Fenced { area: *area });
             }
-            half.copies.retain(|copy| copy != area);
-            half.lost.push((*area, error.clone()));
-            if half.copies.is_empty() {
-                return Err(LogError::CopiesLost { half: batch.head.half, last: error.clone() });
-            }
+            half.lose(batch.head.half, *area, error)?;
         }
         Ok(())
     }

@@ -136,19 +136,43 @@ fn judge(world: &World, recovered: &Recovered) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     None,
-    /// A copy dies while the log runs.
+    /// An area dies while the log runs.
     CopyDies,
-    /// A copy is lost with the power.
+    /// As many areas as may be are lost with the power.
     CopyLost,
-    /// One block of one copy is rotten after the power cut.
+    /// One block of one area is rotten after the power cut.
     Rot,
 }
 
+/// What the log lies on.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    areas: u8,
+    copies: usize,
+    /// Payload from so many blocks on is spread.
+    spread_from: Option<usize>,
+}
+
+const COPIED: Shape = Shape { areas: 3, copies: 2, spread_from: None };
+const SPREAD: [Shape; 3] = [
+    Shape { areas: 3, copies: 2, spread_from: Some(2) },
+    Shape { areas: 6, copies: 2, spread_from: Some(4) },
+    Shape { areas: 7, copies: 3, spread_from: Some(3) },
+];
+
+/// Areas that something is written to.
+fn used(shape: Shape) -> u64 {
+    if shape.spread_from.is_some() { shape.areas.into() } else { shape.copies as u64 }
+}
+
 /// Runs `lives` lives of a log with a power cut at the end of each.
-fn run(seed: u64, lives: u64, trouble: Trouble) -> (u64, usize) {
+fn run(shape: Shape, seed: u64, lives: u64, trouble: Trouble) -> (u64, usize) {
     let sim = SimWorld::new(seed);
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let mut areas = Areas::new(&sim, 3, AREA_BLOCKS);
+    let mut areas = match shape.spread_from {
+        Some(from) => Areas::spreading(&sim, shape.areas, AREA_BLOCKS, from),
+        None => Areas::new(&sim, shape.areas, AREA_BLOCKS),
+    };
     let mut world = World {
         root: None,
         appended: BTreeMap::new(),
@@ -166,7 +190,7 @@ fn run(seed: u64, lives: u64, trouble: Trouble) -> (u64, usize) {
         let next_lsn = world.appended.keys().next_back().map_or(Lsn::new(1), |l| l.plus(1));
         let options = NvlogOptions {
             aggregate: AGGREGATE,
-            copies: 2,
+            copies: shape.copies,
             next_lsn: next_lsn.max(recovered.next_lsn()),
         };
         let log = Nvlog::open(&sim.world(), areas.clone(), options, &recovered).unwrap();
@@ -178,7 +202,8 @@ fn run(seed: u64, lives: u64, trouble: Trouble) -> (u64, usize) {
         let shared = Arc::new(Mutex::new(world));
         sim.cut_power_at(1 + rng.below(400));
         if trouble == Trouble::CopyDies {
-            let disk = areas.disks[&area(1 + u8::try_from(rng.below(2)).unwrap())].clone();
+            let disk =
+                areas.disks[&area(1 + u8::try_from(rng.below(used(shape))).unwrap())].clone();
             let (delay, seams) = (rng.below(20_000), sim.world());
             let clock = seams.clock.clone();
             let trouble = async move {
@@ -195,10 +220,14 @@ fn run(seed: u64, lives: u64, trouble: Trouble) -> (u64, usize) {
             areas.disks.values().for_each(cairn_sim::SimDisk::revive);
         }
         areas = areas.reattached();
-        let one = area(1 + u8::try_from(rng.below(3)).unwrap());
+        let mut any = || area(1 + u8::try_from(rng.below(shape.areas.into())).unwrap());
+        let one = any();
         match trouble {
             Trouble::None | Trouble::CopyDies => {}
-            Trouble::CopyLost => areas.take_out(one),
+            Trouble::CopyLost => {
+                areas.take_out(one);
+                (2..shape.copies).for_each(|_| areas.take_out(any()));
+            }
             Trouble::Rot => areas.disks[&one].rot_block(Dbn::new(rng.below(AREA_BLOCKS))),
         }
     }
@@ -212,7 +241,7 @@ fn run(seed: u64, lives: u64, trouble: Trouble) -> (u64, usize) {
 fn power_cuts_lose_nothing_that_was_acknowledged() {
     let (mut commits, mut records) = (0, 0);
     for seed in 0..40 {
-        let (c, r) = run(seed, 3, Trouble::None);
+        let (c, r) = run(COPIED, seed, 3, Trouble::None);
         (commits, records) = (commits + c, records + r);
     }
     assert!(commits > 100, "halves were switched ({commits} times)");
@@ -225,6 +254,7 @@ proptest! {
     #[test]
     fn histories_survive(
         seed: u64,
+        shape in prop_oneof![Just(COPIED), Just(SPREAD[0]), Just(SPREAD[1]), Just(SPREAD[2])],
         trouble in prop_oneof![
             Just(Trouble::None),
             Just(Trouble::CopyDies),
@@ -232,6 +262,6 @@ proptest! {
             Just(Trouble::Rot),
         ],
     ) {
-        run(seed, 3, trouble);
+        run(shape, seed, 3, trouble);
     }
 }

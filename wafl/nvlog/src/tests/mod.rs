@@ -4,14 +4,16 @@ mod contract;
 mod damage;
 mod format;
 mod history;
+mod spread;
 mod waiters;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore, SPREAD_DATA_MAX, Spread};
 use cairn_raid_disk::{Disk, DiskError};
+use cairn_raid_group::log_spread;
 use cairn_sim::{SimDisk, SimDiskConfig, SimWorld};
 use cairn_sys::{Block, BlockMut, BoxFuture};
 use cairn_units::{AggregateUuid, Blocks, Dbn, DiskUuid, Fsid, Lsn};
@@ -31,6 +33,8 @@ pub(crate) struct Areas {
     out: Arc<Mutex<Vec<LogAreaId>>>,
     losses: Arc<watch::Sender<u64>>,
     blocks: Blocks,
+    /// Payload from so many blocks on is spread over all areas.
+    spread_from: Option<usize>,
     pub(crate) writes: AtomicU64,
 }
 
@@ -44,16 +48,25 @@ impl Areas {
             let config = SimDiskConfig::new(&format!("log{n}"), Blocks::new(blocks));
             (area(n), sim.disk(config))
         };
-        Self::of((1..=count).map(disk).collect(), Blocks::new(blocks))
+        Self::of((1..=count).map(disk).collect(), Blocks::new(blocks), None)
     }
-    fn of(disks: BTreeMap<LogAreaId, SimDisk>, blocks: Blocks) -> Arc<Self> {
+    /// Areas over which payload is spread from `from` blocks on.
+    pub(crate) fn spreading(sim: &SimWorld, count: u8, blocks: u64, from: usize) -> Arc<Self> {
+        let areas = Self::new(sim, count, blocks);
+        Self::of(areas.disks.clone(), areas.blocks, Some(from))
+    }
+    fn of(
+        disks: BTreeMap<LogAreaId, SimDisk>,
+        blocks: Blocks,
+        spread_from: Option<usize>,
+    ) -> Arc<Self> {
         let (out, losses) = (Arc::default(), Arc::new(watch::Sender::new(0)));
-        Arc::new(Self { disks, out, losses, blocks, writes: AtomicU64::new(0) })
+        Arc::new(Self { disks, out, losses, blocks, spread_from, writes: AtomicU64::new(0) })
     }
     /// The same disks after the power came back.
     pub(crate) fn reattached(&self) -> Arc<Self> {
         let disks = self.disks.iter().map(|(id, disk)| (*id, disk.reattach())).collect();
-        Self::of(disks, self.blocks)
+        Self::of(disks, self.blocks, self.spread_from)
     }
     /// Offers the area no more, though what lies in it stays.
     pub(crate) fn set_aside(&self, id: LogAreaId) {
@@ -89,6 +102,18 @@ impl LogStore for Areas {
     }
     fn choose(&self, copies: usize) -> Vec<LogAreaId> {
         self.areas().into_iter().take(copies).collect()
+    }
+    fn spread(&self, copies: usize) -> Option<Spread> {
+        let (from_blocks, parity) = (self.spread_from?, copies.checked_sub(1)?);
+        let areas: Vec<LogAreaId> =
+            self.areas().into_iter().take(SPREAD_DATA_MAX + parity).collect();
+        (areas.len() >= 2 + parity).then_some(Spread { areas, parity, from_blocks })
+    }
+    fn spread_parity(&self, data: &[&[Block]], parity: usize) -> Vec<Vec<Block>> {
+        log_spread::parity(data, parity)
+    }
+    fn spread_restore(&self, row: &mut [Option<Block>], parity: usize) -> bool {
+        log_spread::restore(row, parity)
     }
     fn loss_after(&self, seen: u64) -> BoxFuture<u64> {
         let mut losses = self.losses.subscribe();
@@ -157,8 +182,12 @@ pub(crate) fn same(a: &Record, b: &Record) -> bool {
 
 /// A log that has begun on `areas`, with two copies.
 pub(crate) async fn begun(sim: &SimWorld, areas: &Arc<Areas>) -> Nvlog {
+    begun_with(sim, areas, 2).await
+}
+
+pub(crate) async fn begun_with(sim: &SimWorld, areas: &Arc<Areas>, copies: usize) -> Nvlog {
     let nothing = recover(areas.clone(), AGGREGATE, None).await.unwrap();
-    let options = NvlogOptions { aggregate: AGGREGATE, copies: 2, next_lsn: Lsn::new(1) };
+    let options = NvlogOptions { aggregate: AGGREGATE, copies, next_lsn: Lsn::new(1) };
     let log = Nvlog::open(&sim.world(), areas.clone(), options, &nothing).unwrap();
     log.begin().await.unwrap();
     log

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Wake;
 
-use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
+use cairn_raid_api::{LogAreaError, LogAreaId, LogStore, Spread};
 use cairn_sim::SimWorld;
 use cairn_sys::{Block, BoxFuture};
 use cairn_units::{Blocks, Lsn};
@@ -33,6 +33,15 @@ impl LogStore for Memory {
     }
     fn choose(&self, copies: usize) -> Vec<LogAreaId> {
         self.areas().into_iter().take(copies).collect()
+    }
+    fn spread(&self, _copies: usize) -> Option<Spread> {
+        None
+    }
+    fn spread_parity(&self, _data: &[&[Block]], _parity: usize) -> Vec<Vec<Block>> {
+        unreachable!("nothing is spread")
+    }
+    fn spread_restore(&self, _row: &mut [Option<Block>], _parity: usize) -> bool {
+        unreachable!("nothing is spread")
     }
     fn loss_after(&self, _seen: u64) -> BoxFuture<u64> {
         Box::pin(core::future::pending())
