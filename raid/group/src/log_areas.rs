@@ -21,7 +21,9 @@ const COPY_BLOCKS: u64 = 128;
 /// Blocks of one piece from which it is spread over the areas: five more requests then cost less than what is
 /// not written.
 const SPREAD_FROM_BLOCKS: u64 = 64;
-/// The same on a small log, where spreading makes room: a sixteenth of a half, but not less than this.
+/// The same on a small log, where spreading makes room: this part of a half.
+const SPREAD_FROM_PART: u64 = 64;
+/// But not less than this.
 const SPREAD_FROM_BLOCKS_MIN: u64 = 4;
 
 /// See the module.
@@ -167,8 +169,9 @@ impl LogStore for LogAreas {
         let members = ranked_of(group);
         let areas: Vec<LogAreaId> =
             members.take(SPREAD_DATA_MAX + parity).map(|m| LogAreaId(m.uuid)).collect();
-        let small = (self.blocks.get() / 2 / 16).max(SPREAD_FROM_BLOCKS_MIN);
-        let from_blocks = usize::try_from(small.min(SPREAD_FROM_BLOCKS)).unwrap_or(usize::MAX);
+        let from = self.blocks.get() / 2 / SPREAD_FROM_PART;
+        let from = from.clamp(SPREAD_FROM_BLOCKS_MIN, SPREAD_FROM_BLOCKS);
+        let from_blocks = usize::try_from(from).unwrap_or(usize::MAX);
         (areas.len() >= SPREAD_DATA_MIN + parity).then_some(Spread { areas, parity, from_blocks })
     }
 

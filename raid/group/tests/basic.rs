@@ -96,8 +96,8 @@ fn the_log_is_spread_over_one_group_with_the_parity_it_needs() {
         assert!(spread.areas.starts_with(&log.choose(copies)), "copies are its first columns");
         let disks: BTreeSet<_> = spread.areas.iter().map(|area| area.0).collect();
         assert_eq!(disks.len(), spread.areas.len(), "each on a disk of its own");
-        // An area of 512 blocks: a sixteenth of a half.
-        assert_eq!((log.area_blocks().get(), spread.from_blocks), (512, 16));
+        // A sixty-fourth of a half.
+        assert_eq!((log.area_blocks().get(), spread.from_blocks), (512, 4));
     }
 }
 

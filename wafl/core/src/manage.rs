@@ -415,6 +415,8 @@ impl Inner {
         push("log_stable_records_total", log.counters.records);
         push("log_blocks_written_total", log.counters.blocks);
         push("log_batches_total", log.counters.batches);
+        push("log_spread_batches_total", log.counters.spread_batches);
+        push("log_area_blocks_written_total", log.counters.area_blocks);
         push("log_copies", log.halves.iter().map(|h| h.copies.len() as u64).min().unwrap_or(0));
         if let Some(admin) = &self.admin {
             let r = admin.counters();

@@ -54,8 +54,12 @@ pub struct LogCounters {
     pub rounds: u64,
     /// Batches, each once however many copies it has.
     pub batches: u64,
-    /// Blocks in them.
+    /// Blocks in them, each once.
     pub blocks: u64,
+    /// Blocks written to the areas: all copies, parity of what is spread.
+    pub area_blocks: u64,
+    /// Batches whose payload was spread.
+    pub spread_batches: u64,
 }
 
 /// The log, for status.
@@ -161,7 +165,10 @@ pub(crate) struct RoundBatch {
     /// The areas that have the chain or, of an opening batch and of one that is spread, all columns.
     pub(crate) areas: Vec<LogAreaId>,
     pub(crate) records: Vec<(Lsn, Record)>,
+    /// With the whole payload, once.
     blocks: u64,
+    /// In all areas together.
+    area_blocks: u64,
 }
 
 /// What is written together.
@@ -497,17 +504,21 @@ impl State {
             unreachable!("a round is made of halves in use");
         };
         let copied = batch_blocks(batch.descriptor_bytes, batch.payload_blocks);
-        let mut blocks = copied;
+        let (mut blocks, copies) = (copied, half.copies.len() as u64);
         let (mut areas, mut columns) = (half.copies.clone(), None);
+        let mut area_blocks = copied * copies;
         if let Some(spread) = half.spread_for(batch.payload_blocks) {
             spread.used = true;
             let rows = spread.columns.rows(batch.payload_blocks);
             blocks = batch_blocks(batch.descriptor_bytes, rows);
             (areas, columns) = (spread.areas.clone(), Some(spread.columns));
+            let parity = rows * usize::from(spread.columns.parity);
+            area_blocks = (blocks - rows as u64) * copies + (batch.payload_blocks + parity) as u64;
         } else if half.next_batch == 0
             && let Some(spread) = half.spread.as_ref().filter(|spread| spread.lost == 0)
         {
             (areas, columns) = (spread.areas.clone(), Some(spread.columns));
+            area_blocks = spread.columns.count() as u64;
         }
         let head = BatchHead {
             half: number,
@@ -534,7 +545,8 @@ impl State {
             head,
             areas,
             records: batch.records,
-            blocks,
+            blocks: copied,
+            area_blocks,
         }
     }
 
@@ -553,6 +565,9 @@ impl State {
         for batch in &round.batches {
             self.counters.batches += 1;
             self.counters.blocks += batch.blocks;
+            self.counters.area_blocks += batch.area_blocks;
+            let spread = batch.head.spread.is_some() && !batch.records.is_empty();
+            self.counters.spread_batches += u64::from(spread);
             self.counters.records += batch.records.len() as u64;
             if let Some(half) = self.halves.get_mut(&batch.head.half) {
                 for (_, record) in &batch.records {

@@ -63,7 +63,7 @@ impl Traffic {
             full_stripes: of("raid_full_stripes_total")?,
             partial_stripes: of("raid_partial_stripes_total")?,
             stripe_log: of("raid_stripe_log_blocks_written_total")? * (parity_disks + 1),
-            nv_log: of("log_blocks_written_total")? * of("log_copies")?,
+            nv_log: of("log_area_blocks_written_total")?,
             device: of("disk_blocks_written_total")?,
         })
     }

@@ -78,6 +78,9 @@ fn a_large_record_is_written_once_and_parity_beside_it() {
         // Three copies of the descriptors; six columns of data and two of parity.
         assert_eq!(durable(48).await, 3 + 48 + 2 * 8);
         assert_eq!(durable(47).await, 3 * 48);
+        let counters = log.status().counters;
+        assert_eq!(counters.area_blocks, written());
+        assert_eq!((counters.spread_batches, counters.blocks), (1, 1 + 49 + 48));
         // As much of the half is gone as lies in each area.
         assert_eq!(log.status().halves[0].written, Blocks::new(1 + 1 + 8 + 48));
     });
