@@ -5,7 +5,7 @@
 //! the groups of the aggregate have.
 
 use cairn_raid_api::{RaidKind, SPREAD_DATA_MAX, SPREAD_PARITY_MAX};
-use cairn_raid_parity::Ring;
+use cairn_raid_parity::{Bytes, Ring};
 use cairn_sys::{Block, mutant};
 
 use crate::code::{Code, Spare};
@@ -46,9 +46,13 @@ pub fn parity(data: &[&[Block]], parity: usize) -> Vec<Vec<Block>> {
     let rows = data.iter().map(|column| column.len()).max().unwrap_or(0);
     let mut spare = Spare::new(code, rows);
     let mut out: Vec<Vec<Block>> = (0..parity).map(|_| Vec::with_capacity(rows)).collect();
+    // The data was received by another processor.
+    let mut next: Vec<&Bytes> = Vec::with_capacity(data.len());
     for row in 0..rows {
+        next.clear();
+        next.extend(data.iter().filter_map(|c| Some::<&Bytes>(c.get(row + 1)?)));
         let blocks = data.iter().zip(0..).filter_map(|(c, n)| Some((n, c.get(row)?)));
-        let found = code.encode_ahead(blocks, &[], &mut spare);
+        let found = code.encode_ahead(blocks, &next, &mut spare);
         for (to, block) in out.iter_mut().zip([Some(found.row), found.diagonal]) {
             to.extend(block);
         }
