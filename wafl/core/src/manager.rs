@@ -478,6 +478,22 @@ impl Inner {
         latest > *self.committed_cp.borrow()
     }
 
+    /// The point that would take in all that is dirty now: the one under way, unless it has made its
+    /// cut, else the next.
+    fn cp_of_dirty(&self) -> u64 {
+        match self.cp_open.load(Ordering::Acquire) {
+            0 => self.cp_started.load(Ordering::Acquire) + 1,
+            open => open,
+        }
+    }
+
+    /// Whether a point that takes in all that is dirty now was asked for already, or somebody waits for one
+    /// that has made its cut and will most likely ask for the next.
+    pub fn is_cp_coming(&self) -> bool {
+        self.cp_awaited.load(Ordering::Acquire) > *self.committed_cp.borrow()
+            || self.cp_hinted.load(Ordering::Acquire) >= self.cp_of_dirty()
+    }
+
     /// Waits until fewer blocks are dirty than a client may have.
     pub async fn wait_drained(&self) {
         loop {
@@ -500,12 +516,7 @@ impl Inner {
     /// Asks for a consistency point and waits until one that takes in all that is dirty now is
     /// committed: the one under way, unless it has made its cut.
     pub async fn cp_with_dirty(&self) -> Result<(), LogError> {
-        let next = self.cp_started.load(Ordering::Acquire) + 1;
-        let target = match self.cp_open.load(Ordering::Acquire) {
-            0 => next,
-            open => open,
-        };
-        self.cp_wait(CpCount::new(target)).await
+        self.cp_wait(CpCount::new(self.cp_of_dirty())).await
     }
 
     /// Somebody waits for what the end of the point under way brings, if there is one.

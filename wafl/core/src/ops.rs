@@ -23,8 +23,11 @@ use crate::change::Change;
 use crate::manager::{Inner, Volume};
 use crate::plan::{Answer, Call, Planned};
 use crate::tree::Key;
-use crate::volume::{Stop, UNLOGGED_BLOCKS_MAX, VolState};
+use crate::volume::{Stop, UNLOGGED_BLOCKS_FEW, UNLOGGED_BLOCKS_MAX, VolState};
 
+/// A COMMIT of more than a few blocks takes at most such a part of a half of the log: half by half, each
+/// needs a point.
+const COMMIT_SHARE_OF_LOG: u64 = 8;
 /// Times an operation waits for a consistency point to find space before it fails.
 const SPACE_TRIES_MAX: u32 = 4;
 /// Rounds of loading that an operation may take: its blocks may be driven out between them.
@@ -435,7 +438,7 @@ impl Inner {
     }
 
     /// Makes the unstable writes of a file stable: a few blocks through the log, many with a
-    /// consistency point.
+    /// consistency point, what is between the two with one that comes anyway, else through the log.
     fn commit(
         &self,
         st: &mut VolState,
@@ -450,44 +453,56 @@ impl Inner {
             after: st.attrs(ino),
         };
         let cp = file.frozen_cp;
-        if file.unlogged_many {
+        let many = file.unlogged.len() > UNLOGGED_BLOCKS_FEW;
+        if file.unlogged_many || (many && self.is_cp_coming()) {
             return Attempt::WaitPoint(reply(st));
         }
-        let mut records = Vec::new();
-        let mut need = Blocks::new(0);
+        let mut runs: Vec<(u64, Vec<LogBlock>)> = Vec::new();
         for index in &file.unlogged {
             let block = match file.tree.get(Key::data(*index)) {
-                Ok(Some(block)) => block,
+                Ok(Some(block)) => LogBlock::new(block),
                 // Punched or cut off since: that was logged by itself.
                 Ok(None) => continue,
                 // Placed and driven out already: the point that placed it makes it stable.
                 Err(_) => return Attempt::WaitPoint(reply(st)),
             };
-            let offset = index * BLOCK_BYTES_U64;
-            let bytes = file.inode.size.saturating_sub(offset).min(BLOCK_BYTES_U64);
-            let Ok(bytes) = u32::try_from(bytes) else { continue };
-            if bytes == 0 {
+            if index * BLOCK_BYTES_U64 >= file.inode.size {
                 continue;
             }
+            match runs.last_mut() {
+                Some((first, blocks))
+                    if *first + blocks.len() as u64 == *index
+                        && blocks.len() < RECORD_PAYLOAD_BLOCKS_MAX =>
+                {
+                    blocks.push(block);
+                }
+                _ => runs.push((*index, vec![block])),
+            }
+        }
+        let mut need = Blocks::new(0);
+        let record = |(first, payload): (u64, Vec<LogBlock>)| {
+            let offset = first * BLOCK_BYTES_U64;
+            let whole = payload.len() as u64 * BLOCK_BYTES_U64;
+            let bytes = u32::try_from(whole.min(file.inode.size - offset)).unwrap_or(u32::MAX);
             let change = Change::Write { ino, offset, bytes, mode: file.inode.mode };
             let body = change.encode(file.inode.mtime);
-            need = need.plus(record_blocks(body.len(), 1).get());
-            records.push(Record {
-                fsid: st.fsid,
-                kind: RecordKind::new(change.kind()),
-                body,
-                payload: vec![LogBlock::new(block)],
-            });
-        }
+            need = need.plus(record_blocks(body.len(), payload.len()).get());
+            Record { fsid: st.fsid, kind: RecordKind::new(change.kind()), body, payload }
+        };
+        let records: Vec<Record> = runs.into_iter().map(record).collect();
         if records.is_empty() {
             // Another COMMIT may have logged the blocks a moment ago: wait for its record as well.
             return Attempt::Wait { lsn: Some(st.lsn), cp, reply: reply(st) };
         }
-        if need > self.log.capacity() {
+        let share = if many { COMMIT_SHARE_OF_LOG } else { 1 };
+        if need.get() > self.log.capacity().get() / share {
             return Attempt::WaitPoint(reply(st));
         }
-        if let Err(wait) = self.log_room(reservation, need) {
-            return wait;
+        match self.log_room(reservation, need) {
+            // Room comes with a point, which holds these blocks.
+            Err(Attempt::LogRoom(_)) if many => return Attempt::WaitPoint(reply(st)),
+            Err(wait) => return wait,
+            Ok(()) => {}
         }
         let mut last = None;
         for record in records {

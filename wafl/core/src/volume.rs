@@ -41,7 +41,11 @@ pub(crate) const FIRST_INO: u64 = 16;
 pub(crate) const INODES_MAX: u64 = 1 << 40;
 /// Unstable blocks of one file that are remembered one by one; a file with more is made stable by
 /// a consistency point instead of the log.
-pub(crate) const UNLOGGED_BLOCKS_MAX: usize = 256;
+pub(crate) const UNLOGGED_BLOCKS_MAX: usize = 1024;
+/// With more than this it joins a consistency point that was asked for anyway: the log would write them once
+/// more.
+pub(crate) const UNLOGGED_BLOCKS_FEW: usize = 256;
+const _: () = assert!(UNLOGGED_BLOCKS_FEW < UNLOGGED_BLOCKS_MAX);
 
 /// Which tree of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -22,7 +22,7 @@ use cairn_sys::{Block, BoxFuture, Payload};
 use cairn_units::{Cookie, Fsid, OpNo, Pvbn, VserverId};
 use cairn_wafl_core::StorageManager;
 
-fn ctx() -> OpCtx {
+pub(crate) fn ctx() -> OpCtx {
     OpCtx {
         vserver: VserverId::new(1),
         cred: Credential::root(),

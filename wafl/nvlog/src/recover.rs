@@ -13,13 +13,12 @@
 //! followed without a gap. Rejected: searching to the end of the half. It also finds out when all
 //! batches of the next 4 MiB are damaged in every copy, and costs every start the size of the log.
 
-use core::future::ready;
 use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
-use cairn_sys::{Block, BoxFuture, mutant};
+use cairn_sys::{Block, mutant};
 use cairn_units::{AggregateUuid, Crc, Lsn};
 
 use crate::format::{BatchHead, Columns, Decoded, LogId, decode_descriptors, decode_header};
@@ -29,8 +28,11 @@ use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
 
 /// Blocks behind a batch that counts nowhere in which the next one would begin.
 const SEARCH_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64;
-/// Blocks that are fetched ahead of a chain at first; twice as many each time, up to a batch.
+/// Blocks that are fetched ahead of a chain at first; twice as many each time, up to
+/// [`AHEAD_BLOCKS_MAX`].
 const AHEAD_BLOCKS_MIN: u64 = 16;
+/// 16 MiB: enough requests under way for a quick disk, no more than what was read before.
+const AHEAD_BLOCKS_MAX: u64 = 4096;
 /// Blocks of one request; the requests of one read are under way together.
 const READ_BLOCKS: u64 = 256;
 /// Findings that are kept.
@@ -197,6 +199,9 @@ struct Found {
     area: LogAreaId,
 }
 
+/// Requests of one read: first block, blocks, and what came if all of it did.
+type Parts = Vec<(u64, u64, Option<Vec<Block>>)>;
+
 struct Reader {
     store: Arc<dyn LogStore>,
     log: LogId,
@@ -254,29 +259,24 @@ impl Reader {
         RecoverError::HalfMissing { half, areas: self.areas.len() }
     }
 
-    /// Reads `count` blocks in requests that are under way together; each either whole or `None`.
-    async fn read_parts(
-        &mut self,
-        area: LogAreaId,
-        half: u64,
-        at: u64,
-        count: u64,
-    ) -> Vec<(u64, u64, Option<Vec<Block>>)> {
+    /// Reads runs of blocks (area, first block, how many) in requests that are all under way together.
+    async fn read_runs(&mut self, half: u64, runs: &[(LogAreaId, u64, u64)]) -> Vec<Parts> {
         let base = slot_of(half) * self.half_blocks;
-        let end = at.saturating_add(count).min(self.half_blocks);
         let mut places = Vec::new();
-        let mut from = at;
-        while from < end {
-            let part = READ_BLOCKS.min(end - from);
-            places.push((from, part));
-            from += part;
+        for (run, (_, at, count)) in runs.iter().enumerate() {
+            let (mut from, end) = (*at, at.saturating_add(*count).min(self.half_blocks));
+            while from < end {
+                let part = READ_BLOCKS.min(end - from);
+                places.push((run, from, part));
+                from += part;
+            }
         }
-        let reads = places.iter().map(|(from, part)| {
-            self.store.read(area, base + from, usize::try_from(*part).unwrap_or(0))
+        let reads = places.iter().map(|(run, from, part)| {
+            self.store.read(runs[*run].0, base + from, usize::try_from(*part).unwrap_or(0))
         });
         let results = JoinAll::new(reads.collect()).await;
-        let mut out = Vec::with_capacity(places.len());
-        for ((from, part), result) in places.into_iter().zip(results) {
+        let mut out: Vec<Parts> = runs.iter().map(|_| Parts::new()).collect();
+        for ((run, from, part), result) in places.into_iter().zip(results) {
             let blocks = match result {
                 Ok(blocks) => (blocks.len() as u64 == part).then_some(blocks),
                 Err(error) => {
@@ -287,7 +287,7 @@ impl Reader {
                     None
                 }
             };
-            out.push((from, part, blocks));
+            out[run].push((from, part, blocks));
         }
         out
     }
@@ -303,7 +303,7 @@ impl Reader {
             return None;
         }
         let mut out = Vec::with_capacity(usize::try_from(count).ok()?);
-        for (_, _, part) in self.read_parts(area, half, at, count).await {
+        for (_, _, part) in self.read_runs(half, &[(area, at, count)]).await.into_iter().flatten() {
             out.append(&mut part?);
         }
         Some(out)
@@ -454,7 +454,7 @@ impl Reader {
             let blocks = decoded.blocks as u64;
             let mut content = match self.read_ahead(*area, half, at, blocks).await {
                 Some(content) => content,
-                None => self.read_singly(*area, half, at, blocks).await,
+                None => self.read_whole(half, &[(*area, at, blocks)]).await.concat(),
             };
             let Some(descriptors) = decode_descriptors(decoded, &content) else { continue };
             let own = content.split_off(decoded.descriptor_blocks);
@@ -598,31 +598,20 @@ impl Reader {
         columns: &[(Option<LogAreaId>, usize)],
         own: Option<(LogAreaId, &[Block])>,
     ) -> Vec<Vec<Block>> {
-        let base = slot_of(cells.half) * self.half_blocks;
-        let reads = columns.iter().map(|(area, blocks)| -> BoxFuture<Option<Vec<Block>>> {
-            let at_hand = own.filter(|(own, _)| Some(*own) == *area);
-            match (area, at_hand) {
-                (_, Some((_, own))) => {
-                    let own = own.get(..*blocks).map(<[Block]>::to_vec);
-                    Box::pin(ready(own))
+        let mut out = vec![Vec::new(); columns.len()];
+        let (mut runs, mut read_of) = (Vec::new(), Vec::new());
+        for (column, (area, blocks)) in columns.iter().enumerate() {
+            let Some(area) = *area else { continue };
+            match own.filter(|(at_hand, _)| *at_hand == area) {
+                Some((_, own)) => out[column].extend(own.iter().take(*blocks).cloned()),
+                None => {
+                    runs.push((area, cells.at, *blocks as u64));
+                    read_of.push(column);
                 }
-                (Some(area), None) if *blocks > 0 => {
-                    let read = self.store.read(*area, base + cells.at, *blocks);
-                    Box::pin(async move { read.await.ok() })
-                }
-                _ => Box::pin(ready(Some(Vec::new()))),
             }
-        });
-        let results = JoinAll::new(reads.collect()).await;
-        let mut out = Vec::with_capacity(columns.len());
-        for (read, (area, blocks)) in results.into_iter().zip(columns) {
-            out.push(match (read, area) {
-                (Some(read), _) => read,
-                (None, Some(area)) => {
-                    self.read_singly(*area, cells.half, cells.at, *blocks as u64).await
-                }
-                (None, None) => Vec::new(),
-            });
+        }
+        for (blocks, column) in self.read_whole(cells.half, &runs).await.into_iter().zip(read_of) {
+            out[column] = blocks;
         }
         out
     }
@@ -677,7 +666,7 @@ impl Reader {
                 more = self.read(area, half, end, missing).await;
             }
             ahead.blocks.extend(more?);
-            ahead.fetch = (ahead.fetch * 2).min(BATCH_BLOCKS_MAX as u64);
+            ahead.fetch = (ahead.fetch * 2).min(AHEAD_BLOCKS_MAX);
         }
         let enough = ahead.blocks.len() >= want;
         let blocks = enough.then(|| ahead.blocks.range(..want).cloned().collect());
@@ -685,18 +674,23 @@ impl Reader {
         blocks
     }
 
-    /// Reads block by block what cannot be read at once; zeros stand for what is unreadable.
-    async fn read_singly(&mut self, area: LogAreaId, half: u64, at: u64, count: u64) -> Vec<Block> {
-        let mut out = Vec::new();
-        for (from, blocks, part) in self.read_parts(area, half, at, count).await {
-            if let Some(mut part) = part {
-                out.append(&mut part);
-                continue;
+    /// Reads runs of blocks together, and block by block what cannot be read at once; zeros stand for what is
+    /// unreadable.
+    async fn read_whole(&mut self, half: u64, runs: &[(LogAreaId, u64, u64)]) -> Vec<Vec<Block>> {
+        let mut out = Vec::with_capacity(runs.len());
+        for (parts, (area, ..)) in self.read_runs(half, runs).await.into_iter().zip(runs) {
+            let mut whole = Vec::new();
+            for (from, blocks, part) in parts {
+                if let Some(mut part) = part {
+                    whole.append(&mut part);
+                    continue;
+                }
+                for block in from..from + blocks {
+                    let read = self.read(*area, half, block, 1).await;
+                    whole.push(read.and_then(|b| b.into_iter().next()).unwrap_or_else(Block::zero));
+                }
             }
-            for block in from..from + blocks {
-                let read = self.read(area, half, block, 1).await;
-                out.push(read.and_then(|b| b.into_iter().next()).unwrap_or_else(Block::zero));
-            }
+            out.push(whole);
         }
         out
     }
@@ -726,17 +720,18 @@ impl Reader {
         let end = self.half_blocks.min(at.saturating_add(1 + SEARCH_BLOCKS));
         let end = end - u64::from(mutant("log-search-one-short") && end > 0);
         let from = at.saturating_add(1);
-        for area in areas {
-            let blocks = self.read_singly(*area, half, from, end.saturating_sub(from)).await;
-            for (block, place) in blocks.iter().zip(from..) {
-                let later = decode_header(self.log, block).is_some_and(|found| {
+        let run = |area: &LogAreaId| (*area, from, end.saturating_sub(from));
+        let runs: Vec<_> = areas.iter().map(run).collect();
+        for blocks in self.read_whole(half, &runs).await {
+            let later = blocks.iter().zip(from..).any(|(block, place)| {
+                decode_header(self.log, block).is_some_and(|found| {
                     found.head.half == half
                         && found.head.batch > batch
                         && u64::from(found.head.at) == place
-                });
-                if later {
-                    return true;
-                }
+                })
+            });
+            if later {
+                return true;
             }
         }
         false
@@ -774,4 +769,4 @@ impl Reader {
     }
 }
 
-const _: () = assert!(AHEAD_BLOCKS_MIN <= BATCH_BLOCKS_MAX as u64);
+const _: () = assert!(AHEAD_BLOCKS_MIN <= AHEAD_BLOCKS_MAX);

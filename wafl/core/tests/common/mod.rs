@@ -22,6 +22,10 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(seed: u64, raid: RaidKind, disks: usize, disk_blocks: u64) -> Self {
+        Self::with_log(seed, CreateOptions::new(raid, 0), disks, disk_blocks)
+    }
+
+    pub fn with_log(seed: u64, options: CreateOptions, disks: usize, disk_blocks: u64) -> Self {
         let sim = SimWorld::new(seed);
         sim.jump_wall_clock(1_700_000_000_000_000_000);
         let disks: Vec<SimDisk> = (0..disks)
@@ -29,7 +33,6 @@ impl Rig {
             .collect();
         let config = StorageConfig { cache_blocks: 2048, ..StorageConfig::default() };
         let mut rig = Self { sim, disks, config, aggr: None, node: None };
-        let options = CreateOptions::new(raid, 0);
         let made = RaidAggregate::create(rig.sim.world(), rig.drivers(), options);
         rig.aggr = Some(rig.sim.block_on(made).expect("an aggregate is made"));
         rig.mount();
