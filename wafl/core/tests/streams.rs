@@ -114,10 +114,10 @@ fn cut_and_find(rig: &mut Rig, root: ObjectRef, text: &str, seed: u64, size: usi
     rig.after_cut();
     rig.restart();
     rig.check();
-    let found = call(rig, Op::Lookup { dir: root, name: name(text) }).unwrap();
+    let found = call(rig, Op::Lookup { dir: root, name: name(text) }).expect("it is found");
     let Reply::Found { obj, attrs, .. } = found else { panic!("{found:?}") };
     assert_eq!(attrs.size, size as u64);
-    check_read(rig, obj, seed, at, size - usize::try_from(at).unwrap());
+    check_read(rig, obj, seed, at, size - usize::try_from(at).expect("a short file"));
 }
 
 /// Alone, a COMMIT of a few MiB is as long as its records take, however many pieces they came in; the log
