@@ -129,9 +129,12 @@ impl MHost {
         Ok(mhost)
     }
 
-    /// Ends the watch; jobs stop where they are and are taken up at the next start.
-    pub fn stop(&self) {
+    /// Ends the watch; jobs stop where they are and are taken up at the next start. Returns when
+    /// neither holds the database any more, so that whoever opens it next finds it free.
+    pub async fn stop(&self) {
         self.stopping.send_replace(true);
+        // Each task gives its share of this up before its receiver.
+        self.stopping.closed().await;
     }
 
     /// Tells where the node can be reached, when that is known.
@@ -230,6 +233,8 @@ impl MHost {
             }
             mhost.progress.lock().remove(&id);
             mhost.changed();
+            drop(mhost);
+            drop(stop);
         };
         self.world.spawn.spawn("job", Box::pin(task));
     }

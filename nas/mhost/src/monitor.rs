@@ -18,15 +18,20 @@ impl MHost {
         let (mhost, mut stop) = (self.clone(), self.stopping.subscribe());
         let task = async move {
             loop {
+                let look = async {
+                    mhost.world.clock.sleep(LOOK_INTERVAL).await;
+                    mhost.look().await
+                };
                 tokio::select! {
                     biased;
-                    _ = stop.wait_for(|s| *s) => return,
-                    () = mhost.world.clock.sleep(LOOK_INTERVAL) => {}
-                }
-                if let Err(e) = mhost.look().await {
-                    tracing::warn!("watch over disks and schedules: {e}");
+                    _ = stop.wait_for(|s| *s) => break,
+                    looked = look => if let Err(e) = looked {
+                        tracing::warn!("watch over disks and schedules: {e}");
+                    }
                 }
             }
+            drop(mhost);
+            drop(stop);
         };
         self.world.spawn.spawn("monitor", Box::pin(task));
     }

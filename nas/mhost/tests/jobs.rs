@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use cairn_mhost::api::{
     DiskAdd, DiskReplace, GroupAdd, RaidTypeChange, VolumeChange, VolumeCreate,
 };
+use cairn_mhost::db::Db;
 use cairn_mhost::jobs::{Job, JobState};
 use cairn_mhost::model::{ExportRule, RuleSquash};
 use cairn_mhost::{ApiError, MHost};
@@ -240,4 +241,25 @@ fn fsids_are_never_given_out_twice() {
             fsid
         });
     }
+}
+
+#[test]
+fn the_database_is_free_when_a_stop_has_ended() {
+    let dir = TempDir::new("free");
+    let path = dir.0.join("config.redb");
+    run(async |world| {
+        let node = FakeNode::new(&world);
+        // The watch alone; a job that has not begun; one taken up that is at its first step.
+        for jobs in 0..3 {
+            let (mhost, _) = start(&dir, &world, &node).await;
+            match jobs {
+                0 => {}
+                1 => drop(submit(&mhost, Order::Scrub).await.unwrap()),
+                _ => tokio::task::yield_now().await,
+            }
+            mhost.stop().await;
+            drop(mhost);
+            drop(Db::open(&path).expect("nobody holds it"));
+        }
+    });
 }

@@ -75,7 +75,7 @@ fn with_server(name: &str, metrics: MetricsAccess, work: impl AsyncFnOnce(Server
         };
         let (served, ()) = tokio::join!(serving, client);
         served.unwrap();
-        mhost.stop();
+        mhost.stop().await;
     });
 }
 

@@ -115,7 +115,7 @@ fn with_server(name: &str, work: impl AsyncFnOnce(Server)) {
         };
         let (served, ()) = tokio::join!(serving, client);
         served.unwrap();
-        mhost.stop();
+        mhost.stop().await;
     });
 }
 

@@ -189,7 +189,7 @@ impl Front {
         let nfs = match Nfs::start(world, config, nmod.clone()) {
             Ok(nfs) => nfs,
             Err(e) => {
-                mhost.stop();
+                mhost.stop().await;
                 return Err(e);
             }
         };
@@ -219,7 +219,7 @@ impl Front {
     /// Stops taking requests and waits for those in flight; jobs stay where they are.
     pub async fn stop(self) {
         self.rest_stop.send_replace(true);
-        self.mhost.stop();
+        self.mhost.stop().await;
         self.nfs.stop().await;
         if let RestEndpoint::Unix(path) = &self.rest
             && let Err(e) = std::fs::remove_file(path)
