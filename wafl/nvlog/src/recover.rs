@@ -5,8 +5,9 @@
 //! their ends, however large the log is. Memory: the records of two halves at most.
 //!
 //! A chain of batches is read for the half that the root record names, and for its successor when
-//! the chain names one or one is there. It is read ahead from one copy while that is whole; where
-//! it is not, each batch, and each block of it, is taken from whichever copy is whole. Where no
+//! the chain names one or one is there. It is read ahead from all copies in turn, a piece of each
+//! ([`PIECE_BLOCKS`]), so that a start waits for each disk for its part of the log only; where what
+//! comes is not whole, each batch, and each block of it, is taken from whichever copy is whole. Where no
 //! copy is, the blocks in which the next batch would begin are searched for a later one of the same
 //! half: without one it is the torn tail, with one it is damage and recovery fails.
 //! One round is under way at a time, so one batch of a half can be torn; one that was stable was
@@ -21,10 +22,12 @@ use cairn_raid_api::{LogAreaError, LogAreaId, LogStore};
 use cairn_sys::{Block, mutant};
 use cairn_units::{AggregateUuid, Crc, Lsn};
 
-use crate::format::{BatchHead, Columns, Decoded, LogId, decode_descriptors, decode_header};
+use crate::format::{
+    BatchHead, Columns, Decoded, Descriptor, LogId, decode_descriptors, decode_header,
+};
 use crate::join::JoinAll;
 use crate::state::slot_of;
-use crate::{BATCH_BLOCKS_MAX, LogPosition, RecoveredRecord};
+use crate::{BATCH_BLOCKS_MAX, COPIES_MAX, LogPosition, RecoveredRecord};
 
 /// Blocks behind a batch that counts nowhere in which the next one would begin.
 const SEARCH_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64;
@@ -33,6 +36,9 @@ const SEARCH_BLOCKS: u64 = BATCH_BLOCKS_MAX as u64;
 const AHEAD_BLOCKS_MIN: u64 = 16;
 /// 16 MiB: enough requests under way for a quick disk, no more than what was read before.
 const AHEAD_BLOCKS_MAX: u64 = 4096;
+/// Blocks that are read of one copy before the next one's turn comes (4 MiB): a disk with heads passes over the
+/// pieces of the others in a fraction of the time that it reads its own.
+const PIECE_BLOCKS: u64 = 1024;
 /// Blocks of one request; the requests of one read are under way together.
 const READ_BLOCKS: u64 = 256;
 /// Findings that are kept.
@@ -192,11 +198,10 @@ struct Batch {
     records: Vec<RecoveredRecord>,
 }
 
-/// A batch, the blocks that it takes up, and the copy that its descriptors are from.
+/// A batch, and the blocks that it takes up.
 struct Found {
     batch: Batch,
     blocks: u64,
-    area: LogAreaId,
 }
 
 /// Requests of one read: first block, blocks, and what came if all of it did.
@@ -214,7 +219,8 @@ struct Reader {
 /// Blocks of one chain that were fetched and may be asked for next.
 #[derive(Default)]
 struct Ahead {
-    of: Option<(LogAreaId, u64)>,
+    /// The copies that they are from in turn, and the half.
+    of: Option<(Vec<LogAreaId>, u64)>,
     at: u64,
     blocks: VecDeque<Block>,
     fetch: u64,
@@ -222,17 +228,41 @@ struct Ahead {
 
 impl Ahead {
     /// Whether the block at `at` is the next one to fetch, or one that is there.
-    fn goes_on(&self, area: LogAreaId, half: u64, at: u64) -> bool {
+    fn goes_on(&self, from: &[LogAreaId], half: u64, at: u64) -> bool {
         let end = self.at + self.blocks.len() as u64;
-        self.of == Some((area, half)) && (self.at..=end).contains(&at)
+        self.of.as_ref().is_some_and(|(of, no)| of == from && *no == half)
+            && (self.at..=end).contains(&at)
     }
 }
 
-/// Where the payload of a batch begins.
-struct Cells {
+/// Where a batch begins, or its payload.
+#[derive(Clone, Copy)]
+struct Place {
     half: u64,
     batch: u32,
     at: u64,
+}
+
+/// What is read of copies that are read in turn: (copy, first block, how many), in order.
+fn turns(from: &[LogAreaId], at: u64, count: u64) -> Vec<(LogAreaId, u64, u64)> {
+    let (mut at, end) = (at, at.saturating_add(count));
+    let mut out = Vec::new();
+    while at < end
+        && let Some(area) = turn(from, at)
+    {
+        let alone = from.len() == 1;
+        let piece_end = if alone { end } else { (at / PIECE_BLOCKS + 1) * PIECE_BLOCKS };
+        let blocks = piece_end.min(end) - at;
+        out.push((area, at, blocks));
+        at += blocks;
+    }
+    out
+}
+
+/// The copy that a block is read from.
+fn turn(from: &[LogAreaId], at: u64) -> Option<LogAreaId> {
+    let nth = (at / PIECE_BLOCKS).checked_rem(from.len() as u64)?;
+    from.get(usize::try_from(nth).ok()?).copied()
 }
 
 /// What the openings of a half say of its columns.
@@ -292,9 +322,10 @@ impl Reader {
         out
     }
 
+    /// Reads blocks of copies that are read in turn; `None` if not all of them came.
     async fn read(
         &mut self,
-        area: LogAreaId,
+        from: &[LogAreaId],
         half: u64,
         at: u64,
         count: u64,
@@ -303,68 +334,53 @@ impl Reader {
             return None;
         }
         let mut out = Vec::with_capacity(usize::try_from(count).ok()?);
-        for (_, _, part) in self.read_runs(half, &[(area, at, count)]).await.into_iter().flatten() {
+        let runs = turns(from, at, count);
+        for (_, _, part) in self.read_runs(half, &runs).await.into_iter().flatten() {
             out.append(&mut part?);
         }
         Some(out)
     }
 
-    /// The header at `at` of `area`, if it is that of batch `batch` of `half`.
-    async fn header(&mut self, area: LogAreaId, half: u64, batch: u32, at: u64) -> Option<Decoded> {
-        let blocks = if self.ahead.goes_on(area, half, at) {
-            self.read_ahead(area, half, at, 1).await?
-        } else {
-            self.read(area, half, at, 1).await?
-        };
-        let decoded = decode_header(self.log, blocks.first()?)?;
-        let head = &decoded.head;
-        let right = head.half == half && head.batch == batch && u64::from(head.at) == at;
-        right.then_some(decoded)
-    }
-
     /// Whether any area has the chain of a half.
     async fn has_begun(&mut self, half: u64) -> bool {
-        for area in self.areas.clone() {
-            if self.header(area, half, 0, 0).await.is_some_and(|found| found.head.opens_copy()) {
-                return true;
-            }
-        }
-        false
+        let openings = self.holders(Place { half, batch: 0, at: 0 }, &self.areas.clone()).await;
+        openings.iter().any(|(_, opening)| opening.head.opens_copy())
     }
 
-    /// Reads the whole chain of a half; empty when no area has its first batch. It is read from one
-    /// copy as long as that is whole; the others are looked at where it is not, and at the end.
+    /// Reads the whole chain of a half; empty when no area has its first batch. It is read from its
+    /// copies in turn as long as that gives whole batches; where it does not, and at the end, each copy is
+    /// looked at by itself.
     async fn chain(&mut self, half: u64) -> Result<Chain, RecoverError> {
         let mut batches: Vec<Batch> = Vec::new();
         let (mut at, mut number) = (0u64, 0u32);
         // Areas that had a batch of this half; the others are not asked again.
         let mut copies = self.areas.clone();
-        let (mut source, mut columns) = (None, None);
+        // Those of them that had the last batch that was looked for in each.
+        let mut from: Vec<LogAreaId> = Vec::new();
+        let mut columns = None;
         let torn = loop {
-            let mut found = match source {
-                Some(area) => self.batch_of_one(area, half, number, at, columns.as_ref()).await,
-                None => None,
-            };
+            let place = Place { half, batch: number, at };
+            let mut found = self.batch_in_turn(&from, place, columns.as_ref()).await;
             let mut begun = false;
             if found.is_none() {
-                let mut holders = self.holders(half, number, at, &copies).await;
+                let mut holders = self.holders(place, &copies).await;
                 if number == 0 {
                     columns = columns_of(&holders);
                     holders.retain(|(_, opening)| opening.head.opens_copy());
                 }
                 begun = !holders.is_empty();
-                found = self.batch(half, at, &holders, number, columns.as_ref()).await;
+                found = self.batch(place, &holders, columns.as_ref()).await;
                 if let Some(found) = &found {
-                    source = Some(found.area);
+                    from = holders.iter().map(|(holder, _)| *holder).collect();
                     if number == 0 {
-                        copies.retain(|area| holders.iter().any(|(holder, _)| holder == area));
+                        copies.clone_from(&from);
                         copies.extend(self.late_copies(half, at + found.blocks, &copies).await);
                     } else {
                         self.note_damaged(half, found, &holders, &copies);
                     }
                 }
             }
-            let Some(Found { batch, blocks, .. }) = found else {
+            let Some(Found { batch, blocks }) = found else {
                 break begun;
             };
             batches.push(batch);
@@ -401,95 +417,120 @@ impl Reader {
         second_at: u64,
         known: &[LogAreaId],
     ) -> Vec<LogAreaId> {
-        let mut late = Vec::new();
-        for area in self.areas.clone() {
-            if !known.contains(&area) && self.header(area, half, 1, second_at).await.is_some() {
-                self.found(LogFinding::Mended { half, batch: 0, area });
-                late.push(area);
-            }
+        let second = Place { half, batch: 1, at: second_at };
+        let others: Vec<LogAreaId> =
+            self.areas.iter().filter(|area| !known.contains(area)).copied().collect();
+        let late = self.holders(second, &others).await;
+        for (area, _) in &late {
+            self.found(LogFinding::Mended { half, batch: 0, area: *area });
         }
-        late
+        late.into_iter().map(|(area, _)| area).collect()
     }
 
-    /// The copies that have the header of a batch.
-    async fn holders(
-        &mut self,
-        half: u64,
-        number: u32,
-        at: u64,
-        copies: &[LogAreaId],
-    ) -> Vec<(LogAreaId, Decoded)> {
-        let mut holders = Vec::new();
-        for area in copies {
-            if let Some(decoded) = self.header(*area, half, number, at).await {
-                holders.push((*area, decoded));
-            }
-        }
-        holders
+    /// The areas that have the header of a batch; all are asked at once.
+    async fn holders(&mut self, place: Place, areas: &[LogAreaId]) -> Vec<(LogAreaId, Decoded)> {
+        let runs: Vec<_> = areas.iter().map(|area| (*area, place.at, 1)).collect();
+        let read = self.read_runs(place.half, &runs).await;
+        let of_area = |(area, parts): (&LogAreaId, Parts)| {
+            let (_, _, blocks) = parts.into_iter().next()?;
+            Some((*area, self.header(place, blocks?.first()?)?))
+        };
+        areas.iter().zip(read).filter_map(of_area).collect()
     }
 
-    /// A batch from one copy, if it is whole there.
-    async fn batch_of_one(
+    /// A block as the header of a batch, if it is that.
+    fn header(&self, place: Place, block: &Block) -> Option<Decoded> {
+        let decoded = decode_header(self.log, block)?;
+        let head = &decoded.head;
+        let right =
+            head.half == place.half && head.batch == place.batch && u64::from(head.at) == place.at;
+        right.then_some(decoded)
+    }
+
+    /// A batch from copies that are read in turn, if it is whole there.
+    async fn batch_in_turn(
         &mut self,
-        area: LogAreaId,
-        half: u64,
-        number: u32,
-        at: u64,
+        from: &[LogAreaId],
+        place: Place,
         columns: Option<&HalfColumns>,
     ) -> Option<Found> {
-        let decoded = self.header(area, half, number, at).await?;
-        self.batch(half, at, &[(area, decoded)], number, columns).await
+        let first = self.read_ahead(from, place.half, place.at, 1).await?;
+        let decoded = self.header(place, first.first()?)?;
+        let blocks = decoded.blocks as u64;
+        let content = self.read_ahead(from, place.half, place.at, blocks).await?;
+        let descriptors = decode_descriptors(&decoded, &content)?;
+        // What lies behind the descriptors differs from column to column.
+        let whose = match turns(from, place.at, blocks)[..] {
+            [(area, ..)] => Some(area),
+            _ => None,
+        };
+        self.with_payload(place, &decoded, descriptors, &[], (whose, content), columns).await
     }
 
     /// Reads one batch, block by block from whichever of its holders is whole.
     async fn batch(
         &mut self,
-        half: u64,
-        at: u64,
+        place: Place,
         holders: &[(LogAreaId, Decoded)],
-        number: u32,
         columns: Option<&HalfColumns>,
     ) -> Option<Found> {
+        let Place { half, at, .. } = place;
         for (area, decoded) in holders {
             let blocks = decoded.blocks as u64;
-            let mut content = match self.read_ahead(*area, half, at, blocks).await {
+            let content = match self.read_ahead(&[*area], half, at, blocks).await {
                 Some(content) => content,
                 None => self.read_whole(half, &[(*area, at, blocks)]).await.concat(),
             };
             let Some(descriptors) = decode_descriptors(decoded, &content) else { continue };
-            let own = content.split_off(decoded.descriptor_blocks);
-            let crcs: Vec<Crc> = descriptors.iter().flat_map(|d| &d.payload).copied().collect();
-            let cells = Cells { half, batch: number, at: at + decoded.descriptor_blocks as u64 };
-            let payload = match decoded.head.spread {
-                // In an opening batch it says what the half has.
-                Some(spread) if number > 0 => {
-                    let columns = columns.filter(|columns| columns.of == spread)?;
-                    self.gather(&cells, columns, &crcs, (*area, &own)).await?
-                }
-                _ => self.copied(&cells, holders, &crcs, (*area, own)).await?,
-            };
-            let mut payload = payload.into_iter();
-            let records = descriptors
-                .into_iter()
-                .map(|descriptor| {
-                    let own = payload.by_ref().take(descriptor.payload.len()).collect();
-                    descriptor.with_payload(own)
-                })
-                .collect();
-            let batch = Batch { head: decoded.head, records };
-            return Some(Found { batch, blocks, area: *area });
+            let own = (Some(*area), content);
+            return self.with_payload(place, decoded, descriptors, holders, own, columns).await;
         }
         None
+    }
+
+    /// Puts a batch together from its descriptors and its blocks, all of which are from one copy where
+    /// that is named; what is damaged comes from `holders` and from the columns.
+    async fn with_payload(
+        &mut self,
+        place: Place,
+        decoded: &Decoded,
+        descriptors: Vec<Descriptor>,
+        holders: &[(LogAreaId, Decoded)],
+        (whose, mut content): (Option<LogAreaId>, Vec<Block>),
+        columns: Option<&HalfColumns>,
+    ) -> Option<Found> {
+        let own = content.split_off(decoded.descriptor_blocks);
+        let crcs: Vec<Crc> = descriptors.iter().flat_map(|d| &d.payload).copied().collect();
+        let cells = Place { at: place.at + decoded.descriptor_blocks as u64, ..place };
+        let payload = match decoded.head.spread {
+            // In an opening batch it says what the half has.
+            Some(spread) if place.batch > 0 => {
+                let columns = columns.filter(|columns| columns.of == spread)?;
+                let own = whose.map(|area| (area, &own[..]));
+                self.gather(cells, columns, &crcs, own).await?
+            }
+            _ => self.copied(cells, holders, &crcs, (whose, own)).await?,
+        };
+        let mut payload = payload.into_iter();
+        let records = descriptors
+            .into_iter()
+            .map(|descriptor| {
+                let own = payload.by_ref().take(descriptor.payload.len()).collect();
+                descriptor.with_payload(own)
+            })
+            .collect();
+        let batch = Batch { head: decoded.head, records };
+        Some(Found { batch, blocks: decoded.blocks as u64 })
     }
 
     /// Payload that lies behind the descriptors of every copy: that of one of them, and what is damaged
     /// there from the others.
     async fn copied(
         &mut self,
-        cells: &Cells,
+        cells: Place,
         holders: &[(LogAreaId, Decoded)],
         crcs: &[Crc],
-        (area, own): (LogAreaId, Vec<Block>),
+        (whose, own): (Option<LogAreaId>, Vec<Block>),
     ) -> Option<Vec<Block>> {
         if own.len() != crcs.len() {
             return None;
@@ -501,7 +542,9 @@ impl Reader {
             } else {
                 whole.push(self.other_copy(cells.half, place, crc.get(), holders).await?);
                 let (half, batch) = (cells.half, cells.batch);
-                self.found(LogFinding::Mended { half, batch, area });
+                if let Some(area) = whose {
+                    self.found(LogFinding::Mended { half, batch, area });
+                }
             }
         }
         Some(whole)
@@ -510,10 +553,10 @@ impl Reader {
     /// Payload that is spread over columns; what is damaged or not there is found from parity.
     async fn gather(
         &mut self,
-        cells: &Cells,
+        cells: Place,
         columns: &HalfColumns,
         crcs: &[Crc],
-        own: (LogAreaId, &[Block]),
+        own: Option<(LogAreaId, &[Block])>,
     ) -> Option<Vec<Block>> {
         let (data, rows) = (usize::from(columns.of.data), columns.of.rows(crcs.len()));
         if cells.at + rows as u64 > self.half_blocks {
@@ -524,7 +567,7 @@ impl Reader {
             columns.areas.iter().copied().zip(runs.iter().map(Range::len)).collect();
         let mut whole: Vec<Option<Block>> = Vec::with_capacity(crcs.len());
         let mut damaged = BTreeSet::new();
-        let read = self.read_columns(cells, &wanted, Some(own)).await;
+        let read = self.read_columns(cells, &wanted, own).await;
         for ((column, (area, _)), run) in read.into_iter().zip(&wanted).zip(&runs) {
             let mut column = column.into_iter();
             for crc in &crcs[run.clone()] {
@@ -594,7 +637,7 @@ impl Reader {
     /// what is unreadable. One of them is at hand.
     async fn read_columns(
         &mut self,
-        cells: &Cells,
+        cells: Place,
         columns: &[(Option<LogAreaId>, usize)],
         own: Option<(LogAreaId, &[Block])>,
     ) -> Vec<Vec<Block>> {
@@ -636,19 +679,19 @@ impl Reader {
     }
 
     /// Reads from a chain that is read in order: more is fetched than was asked for, at first a
-    /// little, then as much as a batch may have.
+    /// little, then as many pieces of each copy as there is room for.
     async fn read_ahead(
         &mut self,
-        area: LogAreaId,
+        from: &[LogAreaId],
         half: u64,
         at: u64,
         count: u64,
     ) -> Option<Vec<Block>> {
         let want = usize::try_from(count).ok()?;
         let mut ahead = core::mem::take(&mut self.ahead);
-        if !ahead.goes_on(area, half, at) {
+        if !ahead.goes_on(from, half, at) {
             ahead = Ahead {
-                of: Some((area, half)),
+                of: Some((from.to_vec(), half)),
                 at,
                 blocks: VecDeque::new(),
                 fetch: AHEAD_BLOCKS_MIN,
@@ -661,12 +704,14 @@ impl Reader {
             let end = at + ahead.blocks.len() as u64;
             let missing = count - ahead.blocks.len() as u64;
             let fetch = missing.max(ahead.fetch).min(self.half_blocks.saturating_sub(end));
-            let mut more = self.read(area, half, end, fetch).await;
+            let mut more = self.read(from, half, end, fetch).await;
             if more.is_none() && missing < fetch {
-                more = self.read(area, half, end, missing).await;
+                more = self.read(from, half, end, missing).await;
             }
             ahead.blocks.extend(more?);
-            ahead.fetch = (ahead.fetch * 2).min(AHEAD_BLOCKS_MAX);
+            let round = PIECE_BLOCKS * from.len() as u64;
+            let most = AHEAD_BLOCKS_MAX - AHEAD_BLOCKS_MAX.checked_rem(round).unwrap_or(0);
+            ahead.fetch = (ahead.fetch * 2).min(most);
         }
         let enough = ahead.blocks.len() >= want;
         let blocks = enough.then(|| ahead.blocks.range(..want).cloned().collect());
@@ -686,7 +731,7 @@ impl Reader {
                     continue;
                 }
                 for block in from..from + blocks {
-                    let read = self.read(*area, half, block, 1).await;
+                    let read = self.read(&[*area], half, block, 1).await;
                     whole.push(read.and_then(|b| b.into_iter().next()).unwrap_or_else(Block::zero));
                 }
             }
@@ -704,7 +749,7 @@ impl Reader {
         holders: &[(LogAreaId, Decoded)],
     ) -> Option<Block> {
         for (area, _) in holders {
-            let Some(blocks) = self.read(*area, half, place, 1).await else { continue };
+            let Some(blocks) = self.read(&[*area], half, place, 1).await else { continue };
             let block = blocks.into_iter().next()?;
             if crc32fast::hash(&block[..]) == crc {
                 return Some(block);
@@ -770,3 +815,4 @@ impl Reader {
 }
 
 const _: () = assert!(AHEAD_BLOCKS_MIN <= AHEAD_BLOCKS_MAX);
+const _: () = assert!(PIECE_BLOCKS * COPIES_MAX as u64 <= AHEAD_BLOCKS_MAX);

@@ -6,7 +6,7 @@ use cairn_sys::Block;
 use cairn_units::{Blocks, Dbn};
 use std::sync::Arc;
 
-use super::{Areas, append, area, begun, record, recover_now, same};
+use super::{Areas, append, area, begun, begun_with, record, recover_now, same};
 use crate::{LogFinding, LogPosition, RecoverError};
 
 /// Ten batches of one record with two payload blocks each, behind the opening batch.
@@ -163,6 +163,86 @@ fn a_chain_of_small_batches_is_read_in_few_requests() {
     assert!(requests < 60, "{requests} requests");
     // The chain once, what was fetched in vain, and the search behind its end.
     assert!(blocks < 1801 + 2 * 1024 + 2 * 1024, "{blocks} blocks");
+}
+
+/// Records of a long log, each a batch of 252 blocks: the half goes round three copies twice.
+const LONG: u64 = 28;
+const LONG_HALF: u64 = 8192;
+
+fn long(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
+    let areas = Areas::new(sim, 3, 2 * LONG_HALF);
+    let position = sim.block_on(async {
+        let log = begun_with(sim, &areas, 3).await;
+        for n in 1..=LONG {
+            let lsn = append(&log, record(1, n, 30, 251)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        log.position()
+    });
+    (areas, position)
+}
+
+fn assert_long(recovered: &crate::Recovered) {
+    assert_eq!(recovered.records.len() as u64, LONG);
+    for (found, n) in recovered.records.iter().zip(1..) {
+        assert!(same(&found.record, &record(1, n, 30, 251)), "record {n}");
+    }
+}
+
+#[test]
+fn each_copy_gives_its_part_of_a_long_log() {
+    let sim = SimWorld::new(1);
+    let (areas, position) = long(&sim);
+    let read = || areas.disks.values().map(|d| d.counters().blocks_read).collect::<Vec<_>>();
+    let before = read();
+    let recovered = recover_now(&sim, &areas, position).unwrap();
+    assert_long(&recovered);
+    assert_eq!(recovered.findings, []);
+    for (after, before) in read().into_iter().zip(before) {
+        // Three pieces at the most, the first batch, and the search behind the end.
+        let blocks = after - before;
+        assert!(blocks <= 3 * 1024 + 16 + 1024 + 8, "{blocks} blocks");
+        assert!(blocks >= 2 * 1024 + 1024, "{blocks} blocks");
+    }
+}
+
+#[test]
+fn damage_in_the_piece_of_any_copy_is_mended_from_the_others() {
+    for copy in 1..=3 {
+        for at in (0..7168).step_by(509) {
+            let sim = SimWorld::new(1);
+            let (areas, position) = long(&sim);
+            rot(&areas, copy, LONG_HALF + at);
+            if at % 2 == 0 {
+                areas.disks[&area(copy % 3 + 1)].break_block(Dbn::new(LONG_HALF + at));
+            }
+            assert_long(&recover_now(&sim, &areas, position).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_ended_early_is_not_asked_again() {
+    let sim = SimWorld::new(1);
+    let areas = Areas::new(&sim, 3, 2 * LONG_HALF);
+    let position = sim.block_on(async {
+        let log = begun_with(&sim, &areas, 3).await;
+        for n in 1..=LONG {
+            if n == 6 {
+                areas.disks[&area(2)].die();
+            }
+            let lsn = append(&log, record(1, n, 30, 251)).unwrap();
+            log.durable(lsn).await.unwrap();
+        }
+        log.position()
+    });
+    areas.disks[&area(2)].revive();
+    let areas = areas.reattached();
+    let read = |copy| areas.disks[&area(copy)].counters().blocks_read;
+    let before = read(2);
+    assert_long(&recover_now(&sim, &areas, position).unwrap());
+    // What was fetched of its piece, and the search.
+    assert!(read(2) - before <= 2 * 1024 + 16, "{} blocks", read(2) - before);
 }
 
 #[test]
