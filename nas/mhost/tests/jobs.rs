@@ -2,11 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers outside test functions")]
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::common::{FakeNode, Kill, TempDir, start};
 use cairn_mhost::api::{
     DiskAdd, DiskReplace, GroupAdd, RaidTypeChange, VolumeChange, VolumeCreate,
 };
@@ -15,7 +14,6 @@ use cairn_mhost::jobs::{Job, JobState};
 use cairn_mhost::model::{ExportRule, RuleSquash};
 use cairn_mhost::{ApiError, MHost};
 use cairn_units::DiskUuid;
-use common::{FakeNode, Kill, TempDir, start};
 
 /// One run of the node: its own runtime, which takes all tasks with it when it dies.
 fn run<T>(work: impl AsyncFnOnce(cairn_sys::World) -> T) -> T {
@@ -73,7 +71,7 @@ async fn submit(mhost: &Arc<MHost>, order: Order) -> Result<Job, ApiError> {
 }
 
 /// Everything that an order could have changed, as text.
-async fn picture(mhost: &MHost, node: &FakeNode, table: &common::Published) -> String {
+async fn picture(mhost: &MHost, node: &FakeNode, table: &crate::common::Published) -> String {
     let below = node.model_volumes().await;
     let disks: Vec<String> = {
         let all = node.disks.lock().unwrap();

@@ -2,12 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers outside test functions")]
 
-mod common;
-
 use std::os::unix::fs::PermissionsExt;
 
+use crate::common::{FakeNode, TempDir, start};
 use cairn_mhost::rest::{MetricsAccess, RestListener, Token, TokenError, router, serve};
-use common::{FakeNode, TempDir, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

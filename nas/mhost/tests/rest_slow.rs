@@ -2,19 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers outside test functions")]
 
-mod common;
-
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::{FakeNode, TempDir, start};
 use cairn_mhost::rest::{
     CONNECTIONS_MAX, MetricsAccess, REQUEST_TIME, RestListener, SEND_TIME, Token, router, serve,
 };
 use cairn_sys::{BoxFuture, Clock};
 use cairn_units::{MonoTime, WallTime};
-use common::{FakeNode, TempDir, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

@@ -2,17 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "test code")]
 
-mod common;
-
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
+use crate::common::{
+    COUNT, Client, ECHO, FETCH, Fixture, HOLD, NULL, PATIENCE, STORE, head, record, store_args,
+    word,
+};
 use cairn_oncrpc::message::{CallHead, RECORD_BYTES_MAX, put_call};
 use cairn_oncrpc::xdr::Put;
 use cairn_oncrpc::{Limits, RECEIVE_BUFFER_BYTES};
-use common::{
-    COUNT, Client, ECHO, FETCH, Fixture, NULL, PATIENCE, STORE, head, record, store_args, word,
-};
 use proptest::prelude::*;
 
 fn fixture() -> Fixture {
@@ -269,7 +268,7 @@ fn idle_connections_go_and_busy_ones_stay() {
     let f = fixture();
     let (mut idle, mut busy) = (f.connect(), f.connect());
     assert!(idle.call(1, NULL, &[]).is_empty());
-    busy.send(&record(1, common::HOLD, &word(1)));
+    busy.send(&record(1, HOLD, &word(1)));
     f.until("held", |f| f.service().held() == 1);
     f.advance_until_closed(&mut idle);
     f.service().release(1);

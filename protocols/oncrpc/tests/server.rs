@@ -2,18 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "test code")]
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cairn_oncrpc::message::{CallHead, put_call};
-use cairn_oncrpc::{Limits, ServerConfig, StartError, start};
-use common::{
+use crate::common::{
     COUNT, Client, ECHO, FETCH, Fixture, HOLD, NULL, PATIENCE, STORE, TestService, head, record,
     store_args, stored, word,
 };
+use cairn_oncrpc::message::{CallHead, put_call};
+use cairn_oncrpc::{Limits, ServerConfig, StartError, start};
 use proptest::prelude::*;
 
 fn fixture() -> Fixture {

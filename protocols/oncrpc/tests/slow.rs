@@ -3,13 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "test code")]
 
-mod common;
-
 use std::io::Write;
 use std::time::Duration;
 
+use crate::common::{
+    Client, FETCH, Fixture, HOLD, NULL, PATIENCE, STORE, record, store_args, stored, word,
+};
 use cairn_oncrpc::{Limits, SCARCE_WAIT_MAX};
-use common::{Client, FETCH, Fixture, NULL, PATIENCE, STORE, record, store_args, stored, word};
 
 const STEP: Duration = Duration::from_millis(250);
 
@@ -179,7 +179,7 @@ fn at_the_limit_of_connections_the_longest_idle_gives_way_to_a_newcomer() {
     let mut used = f.connect();
     assert!(used.call(1, NULL, &[]).is_empty());
     let mut busy = f.connect();
-    busy.send(&record(1, common::HOLD, &word(1)));
+    busy.send(&record(1, HOLD, &word(1)));
     f.until("held", |f| f.service().held() == 1);
     let mut half = f.connect();
     half.send(&record(1, NULL, &[])[..10]);

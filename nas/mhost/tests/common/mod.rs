@@ -1,6 +1,5 @@
 //! A D-module for the M-host's tests: the reference model's volumes, and disks that only count.
 
-#![allow(dead_code, reason = "each test program uses its part")]
 #![expect(clippy::unwrap_used, reason = "test helpers outside test functions")]
 
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! A small RPC program, a clock that the test moves, and a blocking client.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
