@@ -1,5 +1,7 @@
 //! Damage to one copy is mended, damage to all is an error, a torn tail is neither.
 
+use core::ops::RangeInclusive;
+
 use cairn_raid_disk::Disk;
 use cairn_sim::{CutPolicy, SimWorld};
 use cairn_sys::Block;
@@ -7,21 +9,26 @@ use cairn_units::{Blocks, Dbn};
 use std::sync::Arc;
 
 use super::{Areas, append, area, begun, begun_with, record, recover_now, same};
-use crate::{LogFinding, LogPosition, RecoverError};
+use crate::{LogFinding, LogPosition, Nvlog, RecoverError};
 
 /// Ten batches of one record with two payload blocks each, behind the opening batch.
 fn ten(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
     ten_in(sim, 256)
 }
 
+/// Records with so much payload, each in a batch of its own.
+async fn write(log: &Nvlog, numbers: RangeInclusive<u64>, payload: usize) {
+    for n in numbers {
+        let lsn = append(log, record(1, n, 30, payload)).expect("there is room");
+        log.durable(lsn).await.expect("a copy is left");
+    }
+}
+
 fn ten_in(sim: &SimWorld, area_blocks: u64) -> (Arc<Areas>, LogPosition) {
     let areas = Areas::new(sim, 3, area_blocks);
     let position = sim.block_on(async {
         let log = begun(sim, &areas).await;
-        for n in 1..=10 {
-            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
-            log.durable(lsn).await.unwrap();
-        }
+        write(&log, 1..=10, 2).await;
         log.position()
     });
     (areas, position)
@@ -144,10 +151,7 @@ fn a_chain_of_small_batches_is_read_in_few_requests() {
     let areas = Areas::new(&sim, 2, 8192);
     let position = sim.block_on(async {
         let log = begun(&sim, &areas).await;
-        for n in 1..=600 {
-            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
-            log.durable(lsn).await.unwrap();
-        }
+        write(&log, 1..=600, 2).await;
         log.position()
     });
     // Neither copy is whole: the chain changes over, twice.
@@ -173,10 +177,7 @@ fn long(sim: &SimWorld) -> (Arc<Areas>, LogPosition) {
     let areas = Areas::new(sim, 3, 2 * LONG_HALF);
     let position = sim.block_on(async {
         let log = begun_with(sim, &areas, 3).await;
-        for n in 1..=LONG {
-            let lsn = append(&log, record(1, n, 30, 251)).unwrap();
-            log.durable(lsn).await.unwrap();
-        }
+        write(&log, 1..=LONG, 251).await;
         log.position()
     });
     (areas, position)
@@ -227,13 +228,9 @@ fn a_copy_that_ended_early_is_not_asked_again() {
     let areas = Areas::new(&sim, 3, 2 * LONG_HALF);
     let position = sim.block_on(async {
         let log = begun_with(&sim, &areas, 3).await;
-        for n in 1..=LONG {
-            if n == 6 {
-                areas.disks[&area(2)].die();
-            }
-            let lsn = append(&log, record(1, n, 30, 251)).unwrap();
-            log.durable(lsn).await.unwrap();
-        }
+        write(&log, 1..=5, 251).await;
+        areas.disks[&area(2)].die();
+        write(&log, 6..=LONG, 251).await;
         log.position()
     });
     areas.disks[&area(2)].revive();
@@ -280,13 +277,9 @@ fn the_longer_of_two_copies_wins() {
     let areas = Areas::new(&sim, 2, 256);
     let position = sim.block_on(async {
         let log = begun(&sim, &areas).await;
-        for n in 1..=10 {
-            if n == 6 {
-                areas.disks[&area(1)].die();
-            }
-            let lsn = append(&log, record(1, n, 30, 2)).unwrap();
-            log.durable(lsn).await.unwrap();
-        }
+        write(&log, 1..=5, 2).await;
+        areas.disks[&area(1)].die();
+        write(&log, 6..=10, 2).await;
         log.position()
     });
     areas.disks[&area(1)].revive();
