@@ -6,7 +6,9 @@ use std::sync::Arc;
 use cairn_cf::DModule;
 use cairn_sys::World;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{ConfigError, NodeConfig};
 use crate::front::{Front, FrontError};
@@ -47,13 +49,24 @@ pub enum NodeError {
 
 /// Sends log lines to standard error; call once, at the start of the program.
 pub fn init_log(default: &str) {
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
+    let asked = std::env::var(LOG_VARIABLE).ok();
+    let (filter, understood) = log_filter(asked.as_deref(), default);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi);
-    let log = log.with_writer(std::io::stderr);
-    if log.try_init().is_err() {
+    let lines = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(std::io::stderr);
+    if tracing_subscriber::registry().with(lines).with(filter).try_init().is_err() {
         tracing::debug!("the log was set up already");
     }
+    if !understood {
+        tracing::warn!(variable = LOG_VARIABLE, "not a filter of log lines; it is ignored");
+    }
+}
+
+/// What is logged, and whether `asked` could be read.
+fn log_filter(asked: Option<&str>, default: &str) -> (Targets, bool) {
+    let asked = asked.map(str::parse);
+    let understood = !matches!(asked, Some(Err(_)));
+    let filter = asked.and_then(Result::ok).or_else(|| default.parse().ok());
+    (filter.unwrap_or_default(), understood)
 }
 
 /// SIGTERM or SIGINT, whichever comes first.
@@ -173,4 +186,28 @@ async fn serve(config: NodeConfig, formation: Formation) -> Result<(), NodeError
 pub fn run(config: &Path, formation: Formation) -> Result<(), NodeError> {
     let config = NodeConfig::read(config)?;
     runtime()?.block_on(serve(config, formation))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn the_log_shows_what_was_asked_for() {
+        let shows =
+            |asked, target: &str, level| log_filter(asked, "warn").0.would_enable(target, &level);
+        assert!(shows(None, "cairn_nmod::calls", Level::WARN));
+        assert!(!shows(None, "cairn_nmod::calls", Level::INFO));
+        assert!(shows(Some("debug"), "cairn_nmod::calls", Level::DEBUG));
+        let one = Some("info,cairn_nmod=debug");
+        assert!(shows(one, "cairn_nmod::calls", Level::DEBUG));
+        assert!(shows(one, "cairn_raid", Level::INFO));
+        assert!(!shows(one, "cairn_raid", Level::DEBUG));
+        for wrong in ["cairn_nmod=loud", "=="] {
+            assert!(!log_filter(Some(wrong), "warn").1, "{wrong}");
+            assert!(shows(Some(wrong), "cairn_nmod", Level::WARN));
+        }
+    }
 }

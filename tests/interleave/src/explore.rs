@@ -32,24 +32,6 @@ fn config() -> Config {
     config
 }
 
-/// Lets others go on, however low their priority is.
-pub fn yield_now() -> impl Future<Output = ()> {
-    shuttle::future::yield_now()
-}
-
-/// A task of the execution under way.
-pub fn spawn<T: Send + 'static>(
-    task: impl Future<Output = T> + Send + 'static,
-) -> impl Future<Output = T> {
-    let task = shuttle::future::spawn(task);
-    async move {
-        match task.await {
-            Ok(value) => value,
-            Err(error) => panic!("a task did not end: {error}"),
-        }
-    }
-}
-
 /// Runs `test` in `executions` interleavings (or as many as the environment says).
 ///
 /// # Panics

@@ -22,6 +22,6 @@ mod world;
 #[cfg(feature = "shuttle")]
 pub use disk::{Image, Keep, MemDisk, Shelf};
 #[cfg(feature = "shuttle")]
-pub use explore::{explore, once, spawn, yield_now};
+pub use explore::{explore, once};
 #[cfg(feature = "shuttle")]
 pub use world::Ground;

@@ -30,7 +30,7 @@ mod check;
 mod counters;
 mod cp;
 mod in_core;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(feature = "shuttle")]
 mod interleaving;
 mod manage;
 mod manager;

@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use cairn_sys::Block;
 use cairn_units::{Blocks, Cookie, Fbn, Generation, InodeNo};
 
-use crate::keys::Key;
+use crate::keys::{Key, Keying};
 use crate::node::{
-    Child, Content, DirHeader, Entry, LEVEL_FREE, LEVEL_LEAF, Node, NodeNo, free_node, new_node,
-    new_root, put_header,
+    Child, Content, DirHeader, Entry, LEVEL_FREE, LEVEL_LEAF, Node, NodeNo, free_node, new_header,
+    new_node, new_root, put_header,
 };
 use crate::tree::{Dir, Path, Step, empty};
 use crate::{
@@ -97,7 +97,7 @@ impl<V: DirRead> Dir<'_, V> {
     pub fn plan_insert(&self, name: &[u8], new: NewEntry) -> Result<Plan, DirFault<V::Miss>> {
         check_name(name)?;
         let (header, root) = self.open()?;
-        let first = self.keys.run_of(name);
+        let first = self.keys.run_of(name, header.keying());
         let mut path = self.descend(root.clone(), first)?;
         let (mut run, mut free, mut exists) = (0, first, None);
         let end = self.walk_run(&mut path, first, |entry, _| {
@@ -136,7 +136,7 @@ impl<V: DirRead> Dir<'_, V> {
     /// A miss; there is no such name; damage.
     pub fn plan_remove(&self, name: &[u8]) -> Result<Plan, DirFault<V::Miss>> {
         let (header, root) = self.open()?;
-        let (mut path, found) = self.path_to(&root, name)?;
+        let (mut path, found) = self.path_to(&header, &root, name)?;
         let mut draft = Draft::new(self, header, &root);
         let entries = header.entries.get().checked_sub(1);
         let entries = entries.ok_or_else(|| NodeNo::ROOT.damaged(Damage::Count))?;
@@ -162,7 +162,7 @@ impl<V: DirRead> Dir<'_, V> {
     /// A miss; there is no such name; damage.
     pub fn plan_replace(&self, name: &[u8], new: NewEntry) -> Result<Plan, DirFault<V::Miss>> {
         let (header, root) = self.open()?;
-        let (path, found) = self.path_to(&root, name)?;
+        let (path, found) = self.path_to(&header, &root, name)?;
         let Some(Step { node, index }) = path.steps.last() else {
             return Err(NodeNo::ROOT.damaged(Damage::Layout).into());
         };
@@ -180,9 +180,14 @@ impl<V: DirRead> Dir<'_, V> {
     }
 
     /// The way to the entry `name`.
-    fn path_to(&self, root: &Node, name: &[u8]) -> Result<(Path, Found), DirFault<V::Miss>> {
+    fn path_to(
+        &self,
+        header: &DirHeader,
+        root: &Node,
+        name: &[u8],
+    ) -> Result<(Path, Found), DirFault<V::Miss>> {
         check_name(name).map_err(|_| DirError::NotFound)?;
-        let first = self.keys.run_of(name);
+        let first = self.keys.run_of(name, header.keying());
         let mut path = self.descend(root.clone(), first)?;
         let mut found = None;
         self.walk_run(&mut path, first, |entry, _| {
@@ -374,12 +379,12 @@ impl<'d, 'v, V: DirRead> Draft<'d, 'v, V> {
     }
 
     /// The directory is empty: back to one block.
+    /// Without entries it is as a new directory is, also one of an older version.
     fn reset(&mut self) {
-        self.writes.insert(NodeNo::ROOT, empty(self.dir.id, &self.dir.keys));
+        let (id, keys) = (self.dir.id, &self.dir.keys);
         self.shrinks = self.header.next_unused.get() > 1;
-        self.header.next_unused = 1.into();
-        self.header.free_head = 0.into();
-        self.header.free_count = 0.into();
+        self.header = new_header(id, keys.check_value(), Keying::Grouped);
+        self.writes.insert(NodeNo::ROOT, empty(id, keys, Keying::Grouped));
     }
 
     fn allocate(&mut self) -> Result<NodeNo, DirFault<V::Miss>> {

@@ -209,7 +209,7 @@ impl Checker {
                     if entry.key < todo.from || todo.upto.is_some_and(|upto| entry.key >= upto) {
                         self.damaged(node.at.damaged(Damage::KeyOrder));
                     }
-                    if self.keys.run_of(entry.name) != entry.key.run_first() {
+                    if self.keys.run_of(entry.name, header.keying()) != entry.key.run_first() {
                         self.found(Finding::Misplaced { fbn, cookie });
                     }
                     self.name(fbn, entry.key, entry.name);

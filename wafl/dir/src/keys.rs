@@ -3,6 +3,10 @@
 //! Layer: inside `cairn-wafl-dir`, below the tree. Names that differ only in case have the same
 //! hash, so that an exact and a case-insensitive lookup walk the same run of entries.
 //!
+//! Names that a counter tells apart are neighbours ([`Keying::Grouped`]): whoever makes, looks up
+//! or removes them in turn finds a hundred of them in one leaf, and a listing finds files that
+//! were made together together. Other names have nothing to do with each other.
+//!
 //! Folding is part of the disk format: the same name must fold alike for ever. It is the simple
 //! (one character to one character) lower case of the standard library's Unicode tables; a golden
 //! digest of all of it is a test, so that a toolchain with other tables cannot slip in. A change
@@ -18,6 +22,13 @@ pub const FOLD_VERSION: u8 = 1;
 /// Low bits of a key, which tell entries with one hash apart.
 pub(crate) const DISAMBIGUATOR_BITS: u32 = 16;
 const HASH_BITS: u32 = 47;
+/// High bits of the hash that the names of a group share. The others tell up to 256 names apart,
+/// and groups with one hash: too few would make long runs, too many would mix groups.
+const GROUP_BITS: u32 = 27;
+/// A counter has at least so many digits.
+const COUNTER_DIGITS: usize = 4;
+/// Digits of a counter that the names of a group differ in.
+const GROUP_DIGITS: usize = 2;
 /// A folded name is at most this long: each of its characters takes up to 4 bytes.
 const FOLDED_BYTES_MAX: usize = NAME_BYTES_MAX * 4;
 
@@ -30,6 +41,15 @@ pub struct DirKeys {
     key: [u8; 16],
     #[cfg(test)]
     hash_bits: u32,
+}
+
+/// How names become keys; which of them, the version in a directory's header tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keying {
+    /// The hash of the name, as in directories of version 1.
+    Whole,
+    /// The hash of the name's group, then that of the name.
+    Grouped,
 }
 
 /// A place in the order of a directory.
@@ -67,8 +87,18 @@ impl DirKeys {
     }
 
     /// The first key of the run that `name` belongs to.
-    pub(crate) fn run_of(&self, name: &[u8]) -> Key {
-        let hash = self.hash(Folded::of(name).bytes()) >> (64 - HASH_BITS);
+    pub(crate) fn run_of(&self, name: &[u8], keying: Keying) -> Key {
+        let folded = Folded::of(name);
+        let name = folded.bytes();
+        let hash = self.hash(&[name]) >> (64 - HASH_BITS);
+        let hash = match (keying, counter_end(name)) {
+            (Keying::Grouped, Some(end)) => {
+                let group = self.hash(&[&name[..end - GROUP_DIGITS], &name[end..]]);
+                let within = HASH_BITS - GROUP_BITS;
+                group >> (64 - GROUP_BITS) << within | hash & ((1 << within) - 1)
+            }
+            (Keying::Grouped, None) | (Keying::Whole, _) => hash,
+        };
         #[cfg(test)]
         let hash = hash & ((1 << self.hash_bits) - 1);
         // Hash 0 is left out, so that the small cookies stay free for the caller.
@@ -77,14 +107,32 @@ impl DirKeys {
 
     /// A value that tells whether a directory was hashed with these keys.
     pub(crate) fn check_value(&self) -> u64 {
-        self.hash(b"/key check")
+        self.hash(&[b"/key check"])
     }
 
-    fn hash(&self, bytes: &[u8]) -> u64 {
+    /// The hash of the parts, one behind the other.
+    fn hash(&self, parts: &[&[u8]]) -> u64 {
         let mut hasher = SipHasher13::new_with_key(&self.key);
-        hasher.write(bytes);
+        for part in parts {
+            hasher.write(part);
+        }
         hasher.finish()
     }
+}
+
+/// Where the counter in a folded name ends: the last run of hexadecimal digits that is long enough
+/// and has a decimal digit in it. Part of the disk format, as folding is.
+fn counter_end(name: &[u8]) -> Option<usize> {
+    let mut end = name.len();
+    while end >= COUNTER_DIGITS {
+        let digits = name[..end].iter().rev().take_while(|b| b.is_ascii_hexdigit()).count();
+        let run = &name[end - digits..end];
+        if digits >= COUNTER_DIGITS && run.iter().any(u8::is_ascii_digit) {
+            return Some(end);
+        }
+        end -= (digits + 1).min(end);
+    }
+    None
 }
 
 /// A name without the difference between upper and lower case.
@@ -158,10 +206,82 @@ mod tests {
         let keys = DirKeys::new(*b"sixteen bytes ok");
         for (a, b) in [("README", "readme"), ("Straße", "STRAßE"), ("ÉTÉ", "été"), ("ЖУК", "жук")]
         {
-            assert_eq!(keys.run_of(a.as_bytes()), keys.run_of(b.as_bytes()), "{a} {b}");
+            for keying in [Keying::Whole, Keying::Grouped] {
+                let run = |name: &str| keys.run_of(name.as_bytes(), keying);
+                assert_eq!(run(a), run(b), "{a} {b}");
+            }
         }
-        assert_eq!(keys.run_of(b"A\xff"), keys.run_of(b"a\xff"));
-        assert_ne!(keys.run_of(b"a"), keys.run_of(b"b"));
+        let run = |name: &[u8]| keys.run_of(name, Keying::Grouped);
+        assert_eq!(run(b"A\xff"), run(b"a\xff"));
+        assert_eq!(run(b"IMG_00AB.JPG"), run(b"img_00ab.jpg"));
+        assert_ne!(run(b"a"), run(b"b"));
+    }
+
+    #[test]
+    fn a_counter_is_the_last_long_run_of_digits() {
+        for (name, counter) in [
+            ("img_0001.jpg", Some("img_0001")),
+            ("0000", Some("0000")),
+            ("x0012.tar.gz", Some("x0012")),
+            ("chunk-00a1ff", Some("chunk-00a1ff")),
+            ("2024_000123_v2.exr", Some("2024_000123")),
+            ("a1b2", Some("a1b2")),
+            ("img_123.jpg", None),
+            ("facade", None),
+            ("cafe.deed", None),
+            ("1-2-3-4", None),
+            ("", None),
+            ("é1234é", Some("é1234")),
+        ] {
+            assert_eq!(counter_end(name.as_bytes()), counter.map(str::len), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_of_one_counter_share_a_group_and_no_others_do() {
+        let keys = DirKeys::new(*b"sixteen bytes ok");
+        let group = |name: &str| {
+            let hash = keys.run_of(name.as_bytes(), Keying::Grouped).0 >> DISAMBIGUATOR_BITS;
+            hash >> (HASH_BITS - GROUP_BITS)
+        };
+        assert_eq!(group("IMG_0000.jpg"), group("IMG_0099.jpg"));
+        assert_eq!(group("00a1ff"), group("00a100"));
+        for (a, b) in [
+            ("IMG_0099.jpg", "IMG_0100.jpg"),
+            ("IMG_0001.jpg", "IMG_0001.png"),
+            ("IMG_0001.jpg", "img-0001.jpg"),
+            ("one", "two"),
+        ] {
+            assert_ne!(group(a), group(b), "{a} {b}");
+        }
+        // Names without a counter lie where they lay in version 1.
+        for name in ["README", "a", "v1.2.3", "facade"] {
+            let run = |keying| keys.run_of(name.as_bytes(), keying);
+            assert_eq!(run(Keying::Whole), run(Keying::Grouped), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_of_one_group_hardly_ever_share_a_run() {
+        let keys = DirKeys::new([3; 16]);
+        let mut runs = std::collections::BTreeMap::<Key, u32>::new();
+        for n in 0..200_000 {
+            let name = format!("object.{n:08x}");
+            *runs.entry(keys.run_of(name.as_bytes(), Keying::Grouped)).or_default() += 1;
+        }
+        // 256 names in 2^20 places: 0.03 pairs in a group, of which there are 782.
+        let shared: u32 = runs.values().filter(|n| **n > 1).sum();
+        assert!(shared < 150, "{shared} of 200,000 names share a run");
+    }
+
+    #[test]
+    fn keys_are_those_of_the_format() {
+        // Reckoned by another program from the text of the format.
+        let keys = DirKeys::new(*b"0123456789abcdef");
+        let run = |name: &str, keying| keys.run_of(name.as_bytes(), keying).0;
+        assert_eq!(run("IMG_00012345.jpeg", Keying::Whole), 6_476_428_461_287_931_904);
+        assert_eq!(run("IMG_00012345.jpeg", Keying::Grouped), 1_309_783_327_633_047_552);
+        assert_eq!(run("README", Keying::Grouped), 8_336_657_774_709_506_048);
     }
 
     #[test]
@@ -174,7 +294,8 @@ mod tests {
     #[test]
     fn keys_leave_the_small_cookies_and_the_top_bit_free() {
         let keys = DirKeys::colliding([7; 16], 0);
-        assert_eq!(keys.run_of(b"any").0, 1 << 16);
-        assert!(DirKeys::new([7; 16]).run_of(b"any").run_last().0 < 1 << 63);
+        assert_eq!(keys.run_of(b"any", Keying::Grouped).0, 1 << 16);
+        let last = |name| DirKeys::new([7; 16]).run_of(name, Keying::Grouped).run_last().0;
+        assert!(last(b"any") < 1 << 63 && last(b"any0001") < 1 << 63);
     }
 }

@@ -13,15 +13,18 @@ use cairn_units::{BLOCK_BYTES, Fbn, Generation, InodeNo};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::keys::Key;
+use crate::keys::{Key, Keying};
 use crate::{Damage, DirError, DirId, EntryKind, FOLD_VERSION, Found, HEIGHT_MAX, check_name};
 
 /// First bytes of block 0.
 const HEADER_MAGIC: [u8; 4] = *b"CDIR";
 /// First bytes of a node.
 const NODE_MAGIC: [u8; 4] = *b"CDNO";
-/// Version of header and nodes.
+/// Version of nodes.
 const FORMAT_VERSION: u8 = 1;
+/// Versions of the header, which tell how names became keys.
+const HEADER_WHOLE: u8 = 1;
+const HEADER_GROUPED: u8 = 2;
 /// Level of a node in the free list.
 pub(crate) const LEVEL_FREE: u8 = 0xff;
 /// Level of leaves.
@@ -50,6 +53,13 @@ pub(crate) struct DirHeader {
 }
 const _: () = assert!(size_of::<DirHeader>() == HEADER_BYTES);
 pub(crate) const HEADER_BYTES: usize = 96;
+
+impl DirHeader {
+    /// How the names of the directory became keys.
+    pub(crate) fn keying(&self) -> Keying {
+        if self.version == HEADER_WHOLE { Keying::Whole } else { Keying::Grouped }
+    }
+}
 
 /// Start of a node.
 #[repr(C)]
@@ -249,7 +259,8 @@ pub(crate) fn open_header(
     if header.magic != HEADER_MAGIC {
         return Err(damaged(Damage::HeaderMagic));
     }
-    if header.version != FORMAT_VERSION || header.fold != FOLD_VERSION {
+    let known = matches!(header.version, HEADER_WHOLE | HEADER_GROUPED);
+    if !known || header.fold != FOLD_VERSION {
         return Err(damaged(Damage::Version));
     }
     if header.inode.get() != dir.inode.get() || header.generation.get() != dir.generation.get() {
@@ -266,10 +277,14 @@ pub(crate) fn open_header(
 }
 
 /// The header of a directory without entries.
-pub(crate) fn new_header(dir: DirId, key_check: u64) -> DirHeader {
+pub(crate) fn new_header(dir: DirId, key_check: u64, keying: Keying) -> DirHeader {
+    let version = match keying {
+        Keying::Whole => HEADER_WHOLE,
+        Keying::Grouped => HEADER_GROUPED,
+    };
     DirHeader {
         magic: HEADER_MAGIC,
-        version: FORMAT_VERSION,
+        version,
         fold: FOLD_VERSION,
         reserved_a: U16::ZERO,
         inode: dir.inode.get().into(),

@@ -8,7 +8,7 @@ use core::ops::ControlFlow;
 use cairn_sys::{Block, mutant};
 use cairn_units::{Blocks, Cookie};
 
-use crate::keys::{DirKeys, Folded, Key};
+use crate::keys::{DirKeys, Folded, Key, Keying};
 use crate::node::{
     Content, DirHeader, Entry, LEVEL_LEAF, Node, NodeNo, new_header, new_root, open_header,
     put_header,
@@ -103,8 +103,8 @@ impl<'v, V: DirRead> Dir<'v, V> {
         if check_name(name).is_err() {
             return Ok(None);
         }
-        let (_, root) = self.open()?;
-        let first = self.keys.run_of(name);
+        let (header, root) = self.open()?;
+        let first = self.keys.run_of(name, header.keying());
         let mut path = self.descend(root, first)?;
         let mut found = None;
         self.walk_run(&mut path, first, |entry, _| {
@@ -126,8 +126,8 @@ impl<'v, V: DirRead> Dir<'v, V> {
         if check_name(name).is_err() {
             return Ok(None);
         }
-        let (_, root) = self.open()?;
-        let first = self.keys.run_of(name);
+        let (header, root) = self.open()?;
+        let first = self.keys.run_of(name, header.keying());
         let folded = Folded::of(name);
         let mut path = self.descend(root, first)?;
         let mut found = None;
@@ -269,17 +269,17 @@ impl<'v, V: DirRead> Dir<'v, V> {
 }
 
 /// Block 0 of a directory without entries.
-pub(crate) fn empty(id: DirId, keys: &DirKeys) -> Block {
+pub(crate) fn empty(id: DirId, keys: &DirKeys, keying: Keying) -> Block {
     let content = Content::Leaf(Vec::new());
     let mut block = new_root(&Block::zero(), LEVEL_LEAF, id, &content);
-    put_header(&mut block, &new_header(id, keys.check_value()));
+    put_header(&mut block, &new_header(id, keys.check_value(), keying));
     block
 }
 
 impl Dir<'_, ()> {
     /// Block 0 of a directory without entries; its file is one block long.
     pub fn empty(id: DirId, keys: &DirKeys) -> Block {
-        empty(id, keys)
+        empty(id, keys, Keying::Grouped)
     }
 }
 

@@ -11,6 +11,8 @@ use std::ops::ControlFlow;
 use cairn_sys::Block;
 use cairn_units::{Blocks, Cookie, Fbn, Generation, InodeNo};
 
+use crate::keys::Keying;
+use crate::tree::empty;
 use crate::{
     Checker, Dir, DirError, DirFault, DirId, DirKeys, DirRead, DirWrite, EntryKind, Finding,
     NewEntry, Plan,
@@ -48,6 +50,10 @@ impl DirWrite for MemDir {
 
 impl MemDir {
     pub(crate) fn new(keys: DirKeys) -> Self {
+        Self::keyed(keys, Keying::Grouped)
+    }
+
+    pub(crate) fn keyed(keys: DirKeys, keying: Keying) -> Self {
         let mut dir = Self {
             blocks: BTreeMap::new(),
             keys,
@@ -56,7 +62,7 @@ impl MemDir {
             reads: Cell::new(0),
             writes: 0,
         };
-        dir.put(Fbn::new(0), Dir::empty(ID, &keys));
+        dir.put(Fbn::new(0), empty(ID, &keys, keying));
         dir
     }
 

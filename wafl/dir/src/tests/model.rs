@@ -6,13 +6,15 @@ use cairn_units::{Cookie, Fbn, InodeNo};
 use proptest::prelude::*;
 
 use super::{ID, MemDir, Rng, file};
-use crate::keys::Folded;
+use crate::keys::{Folded, Keying};
 use crate::{Dir, DirError, DirKeys, DirWrite, Overlay};
 
 /// Does `steps` random operations on `names` names with `hash_bits` bits of hash.
 fn run(seed: u64, steps: u64, names: u64, hash_bits: u32, long: bool, cold: bool) {
     let mut rng = Rng(seed);
-    let mut dir = MemDir::new(DirKeys::colliding([9; 16], hash_bits));
+    // One in four in a directory that an older build made.
+    let keying = if seed % 4 == 1 { Keying::Whole } else { Keying::Grouped };
+    let mut dir = MemDir::keyed(DirKeys::colliding([9; 16], hash_bits), keying);
     dir.cold = cold;
     let mut model: BTreeMap<Vec<u8>, (InodeNo, Cookie)> = BTreeMap::new();
     let mut listing = Listing::default();
@@ -71,8 +73,9 @@ fn run(seed: u64, steps: u64, names: u64, hash_bits: u32, long: bool, cold: bool
 fn name(rng: &mut Rng, names: u64, long: bool) -> Vec<u8> {
     let number = rng.below(names);
     let mut name = match number % 4 {
-        0 => format!("n{number}"),
-        1 => format!("N{}", number - 1),
+        // Some with a counter, whose neighbours share a group.
+        0 => format!("n{number:05}"),
+        1 => format!("N{:05}", number - 1),
         2 => format!("Ünï{number}"),
         _ => format!("ünÏ{}", number - 1),
     }
@@ -215,4 +218,23 @@ fn names_that_differ_only_in_case_are_limited() {
     assert!(dir.hot(|dir| dir.lookup(b"4095")).unwrap().is_some());
     assert_eq!(dir.check(), []);
     assert!(dir.blocks.contains_key(&Fbn::new(2)));
+}
+
+#[test]
+fn a_directory_of_an_older_build_is_kept_as_it_is_until_it_is_empty() {
+    let keys = DirKeys::new([4; 16]);
+    let mut dir = MemDir::keyed(keys, Keying::Whole);
+    let name = |n: u64| format!("photo {n:05}").into_bytes();
+    let place = |n: u64, keying| keys.run_of(&name(n), keying).cookie();
+    for n in 0..300 {
+        assert_eq!(dir.insert(&name(n), file(n + 1)), Ok(place(n, Keying::Whole)));
+    }
+    assert_eq!(dir.check(), []);
+    for n in 0..300 {
+        assert_eq!(dir.blocks[&Fbn::new(0)][4], 1, "the version of its header");
+        dir.remove(&name(n)).unwrap();
+    }
+    assert_eq!(dir.insert(&name(7), file(1)), Ok(place(7, Keying::Grouped)));
+    assert_eq!(dir.blocks[&Fbn::new(0)][4], 2);
+    assert_eq!(dir.check(), []);
 }

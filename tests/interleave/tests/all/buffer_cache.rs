@@ -2,14 +2,12 @@
 //! with far less memory than there are blocks. A reader sees a whole version, not older than what
 //! was acknowledged before it asked; nobody waits for ever; nothing that is dirty is driven out.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::common::{Node, content, prepared, version_of};
 use cairn_interleave::explore;
 use cairn_op::Stability;
-use common::{Node, content, prepared, version_of};
 use shuttle::future::spawn;
 use shuttle::rand::{Rng, thread_rng};
 

@@ -1,7 +1,5 @@
 //! A storage manager on RAID on disks in memory, and calls to it.
 
-#![allow(dead_code, reason = "each test binary uses its part of the rig")]
-
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,15 +1,13 @@
 //! Blocks on their way from the consistency point to who may have them: what a point frees is
 //! given out again by the next one, unless a check still walks the state that reaches it.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::common::{Node, content, name, prepared_full, version_of};
 use cairn_cf::{Manage, Managed};
 use cairn_interleave::{Keep, explore};
 use cairn_op::{Op, Stability, Status};
-use common::{Node, content, name, prepared_full, version_of};
 use shuttle::future::{spawn, yield_now};
 use shuttle::rand::{Rng, thread_rng};
 

@@ -1,14 +1,12 @@
 //! The freeze of a consistency point: clients change volumes while it begins; every change is in
 //! exactly one point, and the log has the rest.
 
-mod common;
-
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::common::{Node, content, prepared, version_of};
 use cairn_interleave::{Image, Keep, explore};
 use cairn_op::Stability;
-use common::{Node, content, prepared, version_of};
 use shuttle::future::spawn;
 use shuttle::rand::{Rng, thread_rng};
 
