@@ -17,8 +17,9 @@
 //!
 //! # Invariants
 //! - Block 0 holds the [header](node::DirHeader) and the root node. The root never moves.
-//! - A key is `hash47(fold(name)) << 16 | disambiguator`. It is unique in its directory, kept on
-//!   disk, stable for the life of the entry, at least 65536 and below 2^63; it is the cookie.
+//! - A key is `hash47(fold(name)) << 16 | disambiguator`; names that a counter tells apart share the
+//!   upper 27 bits of the hash and so lie together (decision 0005). It is unique in its directory,
+//!   kept on disk, stable for the life of the entry, at least 65536 and below 2^63; it is the cookie.
 //! - Every key of child `i` lies in `[key i, key i+1)` of its parent; levels fall by one per step,
 //!   so that even a damaged tree has no cycle.
 //! - Every node but the root is at least about a quarter full; empty nodes are chained in the free
@@ -54,7 +55,7 @@ pub use tree::{Dir, ListEnd};
 pub const HEIGHT_MAX: usize = 8;
 /// Blocks that one change of a directory of [`HEIGHT_MAX`] levels may write.
 pub const CHANGE_BLOCKS_MAX: usize = 2 * HEIGHT_MAX;
-/// Entries that may share one hash (names that differ only in case, in practice).
+/// Entries that may share one hash: names that differ only in case, and now and then two others.
 pub const HASH_RUN_MAX: usize = 4096;
 
 /// Blocks that one change of a directory with `height` levels of nodes may write: block 0, and
