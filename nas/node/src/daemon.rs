@@ -63,7 +63,12 @@ pub fn init_log(default: &str) {
 
 /// What is logged, and whether `asked` could be read.
 fn log_filter(asked: Option<&str>, default: &str) -> (Targets, bool) {
-    let asked = asked.map(str::parse);
+    // As people write it: with spaces, a comma at the end, or nothing in the variable.
+    let tidy = |text: &str| {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join(",")
+    };
+    let asked = asked.map(tidy).filter(|text| !text.is_empty()).map(|text| text.parse());
     let understood = !matches!(asked, Some(Err(_)));
     let filter = asked.and_then(Result::ok).or_else(|| default.parse().ok());
     (filter.unwrap_or_default(), understood)
@@ -205,6 +210,9 @@ mod tests {
         assert!(shows(one, "cairn_nmod::calls", Level::DEBUG));
         assert!(shows(one, "cairn_raid", Level::INFO));
         assert!(!shows(one, "cairn_raid", Level::DEBUG));
+        let untidy = Some(" info , cairn_nmod=debug,");
+        assert!(shows(untidy, "cairn_nmod", Level::DEBUG) && shows(untidy, "x", Level::INFO));
+        assert!(shows(Some(" "), "x", Level::WARN));
         for wrong in ["cairn_nmod=loud", "=="] {
             assert!(!log_filter(Some(wrong), "warn").1, "{wrong}");
             assert!(shows(Some(wrong), "cairn_nmod", Level::WARN));

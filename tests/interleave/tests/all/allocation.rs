@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::common::{Node, content, name, prepared_full, version_of};
 use cairn_cf::{Manage, Managed};
 use cairn_interleave::{Keep, explore};
 use cairn_op::{Op, Stability, Status};
 use shuttle::future::{spawn, yield_now};
 use shuttle::rand::{Rng, thread_rng};
+
+use crate::common::{Node, content, name, prepared_full, version_of};
 
 const FILES: u64 = 3;
 const BLOCKS: u64 = 10;

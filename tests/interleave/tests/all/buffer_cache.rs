@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::common::{Node, content, prepared, version_of};
 use cairn_interleave::explore;
 use cairn_op::Stability;
 use shuttle::future::spawn;
 use shuttle::rand::{Rng, thread_rng};
+
+use crate::common::{Node, content, prepared, version_of};
 
 const BLOCKS: u64 = 12;
 /// Blocks of memory: less than one file.

@@ -4,11 +4,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::common::{Node, content, prepared, version_of};
 use cairn_interleave::{Image, Keep, explore};
 use cairn_op::Stability;
 use shuttle::future::spawn;
 use shuttle::rand::{Rng, thread_rng};
+
+use crate::common::{Node, content, prepared, version_of};
 
 const CLIENTS: u64 = 3;
 const CHANGES: u64 = 3;
