@@ -47,6 +47,15 @@ pub struct Target {
 pub enum Command {
     /// Run a whole node on sparse files in one directory, in the foreground
     Demo(Demo),
+    /// Run a node on real disks, as its configuration file says, until SIGTERM
+    Daemon {
+        /// Configuration file (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Form a new aggregate when the disks hold none; everything on them is lost
+        #[arg(long)]
+        initialize: bool,
+    },
     /// Show the node at a glance
     Status,
     /// Show and change disks

@@ -86,6 +86,9 @@ pub enum ClientError {
     /// A check without a node.
     #[error(transparent)]
     Offline(#[from] cairn_node::offline::OfflineError),
+    /// The daemon.
+    #[error(transparent)]
+    Node(#[from] cairn_node::daemon::NodeError),
     /// The demo.
     #[error(transparent)]
     Demo(#[from] cairn_node::demo::DemoError),

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 
-/// Most allocations of a node (`cairn demo` is one, as `cairnd` is) are freed by another thread than the
-/// one that made them.
+/// Most allocations of a node (`cairn daemon` is one, as `cairn demo` is) are freed by another thread
+/// than the one that made them.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

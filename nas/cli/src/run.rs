@@ -9,6 +9,7 @@ use cairn_mhost::api::{
     VolumeChange, VolumeCreate, VolumeView,
 };
 use cairn_mhost::model::{ExportRule, ScrubSchedule};
+use cairn_node::Formation;
 use clap::CommandFactory;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -284,6 +285,11 @@ pub fn run(args: Args) -> Done {
         Command::Demo(demo) => {
             cairn_node::daemon::init_log("warn");
             Ok(cairn_node::demo::run(demo.options(target.dir))?)
+        }
+        Command::Daemon { config, initialize } => {
+            cairn_node::daemon::init_log("info");
+            let formation = if initialize { Formation::Allowed } else { Formation::Refused };
+            Ok(cairn_node::daemon::run(&config, formation)?)
         }
         Command::Completion { shell } => {
             let mut out = Vec::new();

@@ -183,3 +183,16 @@ fn command_line_is_sound_and_every_shell_has_a_completion() {
         assert!(!out.is_empty(), "{shell}");
     }
 }
+
+#[test]
+fn the_daemon_says_what_is_wrong_with_its_configuration() {
+    let config = format!("{}/no-such.toml", env!("CARGO_TARGET_TMPDIR"));
+    let cairn = env!("CARGO_BIN_EXE_cairn");
+    let said = |program: &str, words: &[&str]| {
+        let done = std::process::Command::new(program).args(words).output().expect("it runs");
+        (done.status.code(), String::from_utf8(done.stderr).expect("text"))
+    };
+    let own = said(cairn, &["daemon", "--config", &config]);
+    assert!(own.0 == Some(1) && own.1.starts_with("cairn: ") && own.1.contains(&config), "{own:?}");
+    assert_eq!(said(env!("CARGO_BIN_EXE_cairnd"), &["--config", &config]), own);
+}

@@ -1,4 +1,4 @@
-//! The configuration file of `cairnd` (TOML). Unknown keys are errors.
+//! The configuration file of a node (TOML). Unknown keys are errors.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `cairnd`: runs a node from its configuration file until a signal ends it.
+//! `cairn daemon`: runs a node from its configuration file until a signal ends it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -184,7 +184,7 @@ async fn serve(config: NodeConfig, formation: Formation) -> Result<(), NodeError
     node.serve(&world, &mut stop).await
 }
 
-/// Runs `cairnd` until SIGTERM or SIGINT.
+/// Runs a node until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// See [`NodeError`].

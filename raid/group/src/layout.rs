@@ -3,6 +3,7 @@
 //! Layer: pure arithmetic over [`crate::ondisk`]. Invariant: areas do not overlap and end before
 //! the last block, which is the second copy of the label.
 
+use cairn_raid_disk::DISK_BLOCKS_MIN;
 use cairn_units::{Blocks, Dbn};
 
 use crate::ondisk::{CONFIG_BLOCKS, LabelV1, MAP_REGIONS, REGION_BLOCKS, REGION_STRIPES};
@@ -15,8 +16,6 @@ pub(crate) const ROOT_AT: u64 = 8;
 const CONFIG_AT: u64 = 16;
 /// The region map begins here.
 const MAP_AT: u64 = 64;
-/// Smallest disk that can be used: 16 MiB.
-pub(crate) const DISK_BLOCKS_MIN: u64 = 4096;
 /// NV log area: a 32nd of the disk, within these.
 const LOG_BLOCKS_MIN: u64 = 512;
 const LOG_BLOCKS_MAX: u64 = 65_536;
@@ -55,7 +54,7 @@ impl Layout {
     /// Lays out a disk; `None` when it is too small to hold one region.
     pub(crate) fn plan(disk: Blocks, log: Blocks, stripe_log: Blocks) -> Option<Self> {
         let blocks = disk.get();
-        if blocks < DISK_BLOCKS_MIN {
+        if disk < DISK_BLOCKS_MIN {
             return None;
         }
         // The map is sized for the whole disk; a few bits too many do no harm.

@@ -161,6 +161,7 @@ pub fn record(bench: &Bench, acts: &[Act], seed: u64) -> Result<Recording> {
         starts: 2,
         manner: Manner::Recorded(tape.clone()),
         tetris_stripes: bench.shape.tetris_stripes(),
+        walks: true,
     };
     let first = Promise {
         main: bench.main.fork(),
@@ -202,7 +203,7 @@ pub fn record_recovery(
     let tape = Tape::default();
     let tetris_stripes = bench.shape.tetris_stripes();
     let manner = Manner::Recorded(tape.clone());
-    let start = Start { images, seed, starts: 3, manner, tetris_stripes };
+    let start = Start { images, seed, starts: 3, manner, tetris_stripes, walks: true };
     let first = Promise {
         main: promise.main.fork(),
         second: promise.second.fork(),

@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow};
 use cairn_sim::Rng;
 
 use crate::acts::{Act, acts};
-use crate::check::{check, check_without};
+use crate::check::{Scope, check, check_without};
 use crate::image::mix;
 use crate::record::{Recording, record, record_recovery};
 use crate::rig::{Bench, Shape};
@@ -195,8 +195,8 @@ pub struct Sweep {
     pub threads: usize,
     /// What workloads are made of.
     pub acts: Vec<Act>,
-    /// Contents that were seen.
-    seen: Mutex<BTreeSet<u64>>,
+    /// Contents that were seen, and the starts of the node before.
+    seen: Mutex<BTreeSet<(u64, u8)>>,
 }
 
 /// A bench, by number, and a workload on it.
@@ -355,6 +355,15 @@ impl Sweep {
         states
     }
 
+    /// Notes that contents are checked after so many starts; whether they are new, and what is to be
+    /// looked at.
+    fn seen(&self, digest: u64, starts: u8) -> (bool, Scope) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = seen.range((digest, 0)..=(digest, u8::MAX)).next().is_none();
+        let scope = if seen.insert((digest, starts)) { Scope::All } else { Scope::Promise };
+        (new, scope)
+    }
+
     /// Checks a state; whether it is sound.
     fn state(
         &self,
@@ -365,10 +374,10 @@ impl Sweep {
         tally: &mut Tally,
     ) -> bool {
         tally.explored += 1;
-        let new = self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(state.digest);
+        let (new, scope) = self.seen(state.digest, starts);
         tally.distinct += u64::from(new);
         let promise = &recording.promises[state.promise];
-        match guarded(|| check(&state.images, promise, starts, state.digest)) {
+        match guarded(|| check(&state.images, promise, scope, (starts, state.digest))) {
             Ok(()) => true,
             Err(error) => {
                 tally.violations.push(violation(case, &error));
@@ -443,7 +452,8 @@ impl Sweep {
             return check_without(&state.images, promise, lost, seed);
         }
         let Some((act, again)) = case.again else {
-            return check(&state.images, promise, STARTS_BEFORE, state.digest);
+            let seed = (STARTS_BEFORE, state.digest);
+            return check(&state.images, promise, Scope::All, seed);
         };
         let second = record_recovery(&state.images, promise, bench, &act, state.digest)?;
         let Some(spec) = again else {
@@ -452,7 +462,8 @@ impl Sweep {
         };
         let state = one(&second, spec)?;
         tell(&crate::states::describe(&second, spec));
-        check(&state.images, &second.promises[state.promise], STARTS_BEFORE + 1, state.digest)
+        let promise = &second.promises[state.promise];
+        check(&state.images, promise, Scope::All, (STARTS_BEFORE + 1, state.digest))
     }
 }
 
