@@ -1,6 +1,7 @@
 """A node that runs for a measurement (`cairn demo` on sparse files), and the load generator on it.
 
-Part of `restart`, `longrun` and `cold`; they run on loopback, on ports that the kernel chooses.
+Part of `restart`, `longrun` and `cold`, which run on loopback, on ports that the kernel chooses; `bench` and
+`check` ask it for the kind of processor.
 """
 import json
 import os
@@ -17,6 +18,13 @@ LOADER = os.path.join(ROOT, "target", "perf", "release", "nfsload")
 CAIRN = os.path.join(ROOT, "target", "release", "cairn")
 # Seconds between two looks at the memory of a node.
 WATCH_S = 2
+
+
+def processor():
+    """The kind of processor that this is."""
+    with open("/proc/cpuinfo") as f:
+        names = (line.split(":")[1].strip() for line in f if line.startswith("model name"))
+        return next(names, "unknown")
 
 
 class Node:

@@ -14,7 +14,7 @@ mod words;
 
 pub use arrows::{arrows, lints_are_the_workspaces, versions_are_the_workspaces};
 pub use locks::{locks_have_ranks, the_lock_order_is_documented, the_scheduler_is_never_built_in};
-pub use mutants::{mutants_are_never_built_in, mutants_are_registered};
+pub use mutants::{mutants_are_never_built_in, mutants_are_registered, mutants_have_tests};
 pub use tree::{ReadError, Tree};
 pub use words::{
     banned_words, dependencies_have_reasons, file_sizes, machine_paths, module_docs, vendor_marks,
@@ -24,7 +24,7 @@ pub use words::{
 pub type Rule = (&'static str, fn(&Tree) -> Vec<Violation>);
 
 /// Every rule.
-pub const RULES: [Rule; 14] = [
+pub const RULES: [Rule; 15] = [
     ("arrows", arrows),
     ("lints_are_the_workspaces", lints_are_the_workspaces),
     ("versions_are_the_workspaces", versions_are_the_workspaces),
@@ -36,6 +36,7 @@ pub const RULES: [Rule; 14] = [
     ("dependencies_have_reasons", dependencies_have_reasons),
     ("mutants_are_never_built_in", mutants_are_never_built_in),
     ("mutants_are_registered", mutants_are_registered),
+    ("mutants_have_tests", mutants_have_tests),
     ("locks_have_ranks", locks_have_ranks),
     ("the_lock_order_is_documented", the_lock_order_is_documented),
     ("the_scheduler_is_never_built_in", the_scheduler_is_never_built_in),

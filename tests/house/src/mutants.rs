@@ -2,7 +2,7 @@
 //!
 //! Layer: house rules. The feature is named by the crate that has it and by nobody else; what
 //! production code asks for, what the registry lists and what `docs/testing.md` shows are the
-//! same names.
+//! same names, and the tests that must notice them are there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -90,6 +90,52 @@ pub fn mutants_are_registered(tree: &Tree) -> Vec<Violation> {
     out
 }
 
+/// The tests that the registry names are there: nothing runs all of them before each change.
+pub fn mutants_have_tests(tree: &Tree) -> Vec<Violation> {
+    let registry = tree.get(REGISTRY).unwrap_or_default();
+    let named = quoted(registry, "caught_by = \"");
+    let missing = named.into_iter().filter(|(_, caught_by)| !has_test(tree, caught_by));
+    let violation =
+        |(line, caught_by)| Violation::new(REGISTRY, line, format!("there is no test {caught_by}"));
+    missing.map(violation).collect()
+}
+
+/// Whether a test is there that is named as nextest does: `package::program module::test`, or
+/// `package module::test` for one inside.
+fn has_test(tree: &Tree, caught_by: &str) -> bool {
+    let named = caught_by.strip_prefix("shuttle:").unwrap_or(caught_by);
+    let Some((binary, test)) = named.split_once(' ') else { return false };
+    let (package, program) = match binary.split_once("::") {
+        Some((package, program)) => (package, Some(program)),
+        None => (binary, None),
+    };
+    let name = |name: &str| format!("name = \"{name}\"");
+    let is_its = |text: &str| text.lines().any(|line| line == name(package));
+    let mut manifests = tree.files().filter(|(path, _)| path.ends_with("/Cargo.toml"));
+    let Some((path, manifest)) = manifests.find(|(_, text)| is_its(text)) else { return false };
+    let folder = path.trim_end_matches("Cargo.toml");
+    let (modules, function) = test.rsplit_once("::").unwrap_or(("", test));
+    let declared = format!("fn {function}(");
+    let Some(program) = program else {
+        let inside = format!("{folder}src/");
+        let mut own = tree.files().filter(|(path, _)| path.starts_with(&inside));
+        return own.any(|(_, text)| text.contains(&declared));
+    };
+    // Each file is a program of its own, unless the manifest names them.
+    let all = !manifest.contains("autotests = false");
+    if !all && !manifest.lines().any(|line| line == name(program)) {
+        return false;
+    }
+    let below = format!("{folder}tests/");
+    let places = if modules.is_empty() {
+        [format!("{below}{program}.rs"), format!("{below}{program}/main.rs")]
+    } else {
+        let module = modules.replace("::", "/");
+        [format!("{below}{module}.rs"), format!("{below}{program}/{module}.rs")]
+    };
+    places.iter().any(|path| tree.get(path).is_some_and(|text| text.contains(&declared)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +172,38 @@ mod tests {
         assert!(found.iter().any(|f| f.contains("b is not in the registry")));
         assert!(found.iter().any(|f| f.contains("no code asks for c")));
         assert!(found.iter().any(|f| f.contains("c is missing from the table")));
+    }
+
+    #[test]
+    fn a_test_that_is_not_there_is_found() {
+        let files = [
+            ("raid/group/Cargo.toml", "[package]\nname = \"cairn-raid-group\"\n"),
+            ("raid/group/src/x.rs", "fn inside() {}"),
+            ("raid/group/tests/all.rs", "mod crash;\nfn alone() {}"),
+            ("raid/group/tests/crash.rs", "fn there() {}"),
+            ("raid/group/tests/more/main.rs", "mod deep;"),
+            ("raid/group/tests/more/deep.rs", "fn below() {}"),
+            ("nas/x/Cargo.toml", "name = \"cairn-x\"\nautotests = false\nname = \"all\"\n"),
+            ("nas/x/tests/all.rs", "mod slow;"),
+            ("nas/x/tests/slow.rs", "fn waits() {}"),
+        ];
+        for (test, is_there) in [
+            ("cairn-raid-group tests::inside", true),
+            ("cairn-raid-group::all crash::there", true),
+            ("cairn-raid-group::all alone", true),
+            ("shuttle:cairn-raid-group::more deep::below", true),
+            ("cairn-raid-group::crash there", true),
+            ("cairn-raid-group tests::there", false),
+            ("cairn-raid-group::all crash::the", false),
+            ("cairn-raid-group::all there", false),
+            ("cairn-x::all slow::waits", true),
+            ("cairn-x::slow waits", false),
+            ("cairn-raid tests::inside", false),
+            ("inside", false),
+        ] {
+            let registry = format!("caught_by = \"{test}\"\n");
+            let all: Vec<_> = files.into_iter().chain([(REGISTRY, registry.as_str())]).collect();
+            assert_eq!(found(mutants_have_tests, &all).is_empty(), is_there, "{test}");
+        }
     }
 }

@@ -40,6 +40,7 @@ rules!(
     dependencies_have_reasons,
     mutants_are_never_built_in,
     mutants_are_registered,
+    mutants_have_tests,
     locks_have_ranks,
     the_lock_order_is_documented,
     the_scheduler_is_never_built_in,
