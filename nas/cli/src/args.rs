@@ -15,7 +15,7 @@ fn size(text: &str) -> Result<u64, String> {
 
 /// Run and manage a Cairn NAS node
 #[derive(Parser, Debug)]
-#[command(name = "cairn", version)]
+#[command(name = "cairn", version, propagate_version = true)]
 pub struct Args {
     /// Where the node is, and how to show what it says
     #[command(flatten)]

@@ -185,14 +185,17 @@ fn command_line_is_sound_and_every_shell_has_a_completion() {
 }
 
 #[test]
-fn the_daemon_says_what_is_wrong_with_its_configuration() {
+fn cairnd_is_the_daemon_and_says_what_is_wrong_with_its_configuration() {
     let config = format!("{}/no-such.toml", env!("CARGO_TARGET_TMPDIR"));
     let cairn = env!("CARGO_BIN_EXE_cairn");
     let said = |program: &str, words: &[&str]| {
         let done = std::process::Command::new(program).args(words).output().expect("it runs");
-        (done.status.code(), String::from_utf8(done.stderr).expect("text"))
+        (done.status.code(), String::from_utf8([done.stdout, done.stderr].concat()).expect("text"))
     };
     let own = said(cairn, &["daemon", "--config", &config]);
     assert!(own.0 == Some(1) && own.1.starts_with("cairn: ") && own.1.contains(&config), "{own:?}");
-    assert_eq!(said(env!("CARGO_BIN_EXE_cairnd"), &["--config", &config]), own);
+    let cairnd = env!("CARGO_BIN_EXE_cairnd");
+    assert_eq!(said(cairnd, &["--config", &config]), own);
+    let version = (Some(0), format!("cairn-daemon {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(said(cairnd, &["--version"]), version);
 }
