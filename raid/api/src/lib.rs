@@ -213,14 +213,12 @@ pub struct WriteBlock {
     pub tag: BlockTag,
 }
 
-/// The blocks of one stripe that are written together.
-#[derive(Clone, Debug)]
+/// One stripe of a [`Tetris`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StripeWrite {
     /// Stripe number in the group.
     pub stripe: u64,
-    /// Blocks of this stripe to write, by column, at least one.
-    pub blocks: Vec<WriteBlock>,
-    /// No block of this stripe outside `blocks` is reachable from the committed root or written
+    /// No block of this stripe outside the tetris is reachable from the committed root or written
     /// in the running consistency point: RAID may fill the rest with zeros.
     pub rest_is_free: bool,
 }
@@ -230,8 +228,11 @@ pub struct StripeWrite {
 pub struct Tetris {
     /// Which group.
     pub group: GroupNo,
-    /// Stripes in ascending order, each once.
+    /// Stripes in ascending order, each once; those in which `blocks` has any.
     pub stripes: Vec<StripeWrite>,
+    /// What to write into them, each place once. In any order; column by column, and each of them by
+    /// stripe, is quickest.
+    pub blocks: Vec<WriteBlock>,
     /// Stripes in ascending order, some of this tetris and some that are likely to be written
     /// soon, of which the committed root reaches no block: RAID may log them together, so that
     /// the tetrises that fill them need not wait for the log. Whether they are written is open.

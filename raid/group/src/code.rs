@@ -80,18 +80,22 @@ impl Code {
     /// Parity of the data columns given; those left out count as zeros, and one that is given
     /// twice as what differs.
     pub(crate) fn encode<'a>(self, data: impl Iterator<Item = (u16, &'a Block)>) -> Parity {
-        self.encode_ahead(data, &[], &mut Spare::default())
+        let columns: Vec<_> = data.filter_map(|(c, block)| self.column(c, block)).collect();
+        self.encode_ahead(&columns, &[], &mut Spare::default())
+    }
+
+    /// A data or row parity column as the kernels know it; `None` if the code has no such column.
+    pub(crate) fn column(self, column: u16, block: &Block) -> Option<Column<'_>> {
+        Some(Column { index: self.index(column)?, block })
     }
 
     /// [`Self::encode`], while the blocks `next`, those of the next stripe, come from memory.
-    pub(crate) fn encode_ahead<'a>(
+    pub(crate) fn encode_ahead(
         self,
-        data: impl Iterator<Item = (u16, &'a Block)>,
+        columns: &[Column<'_>],
         next: &[&Bytes],
         spare: &mut Spare,
     ) -> Parity {
-        let mut columns: Vec<Column<'_>> = Vec::with_capacity(usize::from(self.p));
-        columns.extend(data.filter_map(|(c, block)| Some(Column { index: self.index(c)?, block })));
         let (kernels, mut row) = (Kernels::best(), Spare::next(&mut spare.rows));
         if self.kind == RaidKind::Raid4 {
             let blocks: Vec<_> = columns.iter().map(|c| c.block).collect();
@@ -99,7 +103,7 @@ impl Code {
             return Parity { row: row.freeze(), diagonal: None };
         }
         let mut diagonal = Spare::next(&mut spare.diagonals);
-        kernels.encode_ahead(self.ring(), &columns, next, &mut row, &mut diagonal);
+        kernels.encode_ahead(self.ring(), columns, next, &mut row, &mut diagonal);
         Parity { row: row.freeze(), diagonal: Some(diagonal.freeze()) }
     }
 
@@ -148,7 +152,7 @@ impl Code {
         let present: Vec<Column<'_>> = columns
             .iter()
             .filter(|c| c.0 < self.p)
-            .filter_map(|c| Some(Column { index: self.index(c.0)?, block: c.1.as_deref()? }))
+            .filter_map(|c| self.column(c.0, c.1.as_ref()?))
             .collect();
         let (mut out_a, mut out_b) = (BlockMut::dirty(), BlockMut::dirty());
         let out = [&mut *out_a, &mut *out_b];
@@ -212,9 +216,10 @@ mod tests {
             let want = parity(&new);
             assert!(parity(&old).changed_by(&parity(&changes)) == want, "{kind:?} {p}");
             let next = [&*old[0].1, &*old[1].1];
+            let columns: Vec<_> = new.iter().filter_map(|(c, b)| code.column(*c, b)).collect();
             let mut spare = Spare::new(code, 3);
             for _ in 0..5 {
-                let again = code.encode_ahead(new.iter().map(|(c, b)| (*c, b)), &next, &mut spare);
+                let again = code.encode_ahead(&columns, &next, &mut spare);
                 assert!(again == want);
             }
         }

@@ -5,7 +5,7 @@
 //! death is stable in the configuration of the others before any later write is acknowledged
 //! ([`Core::settle`], in `failure.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::sync::Arc;
 
 use cairn_raid_api::{RaidCounters, RootRecord, ScrubFinding, ScrubStatus};
@@ -158,8 +158,8 @@ pub(crate) struct DiskWrites {
 pub(crate) struct Staged {
     /// `None`: only its stamp changed.
     pub block: Option<Block>,
-    /// It goes to the slot's twin alone, with this stamp.
-    pub to_twin: Option<StampV1>,
+    /// It goes to the slot's twin alone, with this stamp. Rare, and there are many of these.
+    pub to_twin: Option<Box<StampV1>>,
 }
 
 /// What is to be written of one slot: stripes in their order.
@@ -234,10 +234,31 @@ impl Writes {
         block: Option<Block>,
         stamp: StampV1,
     ) {
-        *self.slot(slot, 1).cell(stripe) = Staged { block, to_twin: Some(stamp) };
+        *self.slot(slot, 1).cell(stripe) = Staged { block, to_twin: Some(Box::new(stamp)) };
     }
     pub(crate) fn is_empty(&self) -> bool {
         self.disks.is_empty() && self.slots.iter().all(|s| s.cells.is_empty())
+    }
+}
+
+/// Looks up the marks of one stripe of a group after the other.
+pub(crate) struct MarkCursor<'m> {
+    range: core::iter::Peekable<btree_map::Range<'m, (GroupNo, u64), Mark>>,
+}
+
+impl<'m> MarkCursor<'m> {
+    /// For stripes from `first` on.
+    pub(crate) fn new(
+        marks: &'m BTreeMap<(GroupNo, u64), Mark>,
+        group: GroupNo,
+        first: u64,
+    ) -> Self {
+        Self { range: marks.range((group, first)..=(group, u64::MAX)).peekable() }
+    }
+    /// The mark of a stripe; none is asked for that comes before the one asked for last.
+    pub(crate) fn get(&mut self, stripe: u64) -> Option<&'m Mark> {
+        while self.range.next_if(|((_, at), _)| *at < stripe).is_some() {}
+        self.range.peek().filter(|((_, at), _)| *at == stripe).map(|(_, mark)| *mark)
     }
 }
 

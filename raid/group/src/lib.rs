@@ -31,6 +31,7 @@ mod core;
 mod create;
 mod failure;
 pub mod fuzzing;
+mod grid;
 mod label;
 mod layout;
 mod log_areas;

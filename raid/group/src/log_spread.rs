@@ -48,11 +48,14 @@ pub fn parity(data: &[&[Block]], parity: usize) -> Vec<Vec<Block>> {
     let mut out: Vec<Vec<Block>> = (0..parity).map(|_| Vec::with_capacity(rows)).collect();
     // The data was received by another processor.
     let mut next: Vec<&Bytes> = Vec::with_capacity(data.len());
+    let mut columns = Vec::with_capacity(data.len());
     for row in 0..rows {
         next.clear();
         next.extend(data.iter().filter_map(|c| Some::<&Bytes>(c.get(row + 1)?)));
-        let blocks = data.iter().zip(0..).filter_map(|(c, n)| Some((n, c.get(row)?)));
-        let found = code.encode_ahead(blocks, &next, &mut spare);
+        columns.clear();
+        let blocks = data.iter().zip(0..).filter_map(|(c, n)| code.column(n, c.get(row)?));
+        columns.extend(blocks);
+        let found = code.encode_ahead(&columns, &next, &mut spare);
         for (to, block) in out.iter_mut().zip([Some(found.row), found.diagonal]) {
             to.extend(block);
         }

@@ -363,7 +363,8 @@ impl Core {
         let (disk, twin) = (stamps.refs.get(slot, region), stamps.twins.get(slot, region));
         if let Some(twin) = twin {
             for (stripe, staged) in &*cells {
-                let stamp = staged.to_twin.or_else(|| Some(disk?.entry.lock().get(*stripe)));
+                let to_twin = staged.to_twin.as_deref().copied();
+                let stamp = to_twin.or_else(|| Some(disk?.entry.lock().get(*stripe)));
                 if let Some(stamp) = stamp {
                     twin.entry.lock().set(*stripe, stamp);
                 }

@@ -77,17 +77,16 @@ impl GroupView {
     pub(crate) fn is_data(&self, column: ColumnNo) -> bool {
         column.get() < self.code.p - 1
     }
-    /// The data slot whose block of `stripe` is `at`; most likely `hint`.
-    pub(crate) fn data_slot(&self, at: Pvbn, stripe: u64, hint: usize) -> Option<usize> {
-        let is_it = |slot: &Slot| {
-            self.is_data(slot.column)
-                && stripe < self.stripes
-                && at.since(slot.pvbn_base) == Some(stripe)
+    /// Data slot and stripe of a block; most likely the slot is `hint`.
+    pub(crate) fn data_place(&self, at: Pvbn, hint: usize) -> Option<(usize, u64)> {
+        let stripe_in = |slot: &Slot| {
+            let stripe = at.since(slot.pvbn_base)?;
+            (self.is_data(slot.column) && stripe < self.stripes).then_some(stripe)
         };
-        match self.slots.get(hint) {
-            Some(slot) if is_it(slot) => Some(hint),
-            _ => self.slots.iter().position(is_it),
+        if let Some(stripe) = self.slots.get(hint).and_then(stripe_in) {
+            return Some((hint, stripe));
         }
+        self.slots.iter().enumerate().find_map(|(slot, s)| Some((slot, stripe_in(s)?)))
     }
     /// Positions whose disk is gone or not rebuilt yet.
     pub(crate) fn lost(&self) -> u16 {

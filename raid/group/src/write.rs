@@ -8,13 +8,14 @@
 use cairn_sys::lock::atomic::Ordering;
 use std::sync::Arc;
 
-use cairn_raid_api::{AHEAD_STRIPES_MAX, ReadError, StripeWrite, Tetris, WriteBlock, WriteError};
-use cairn_raid_parity::Bytes;
+use cairn_raid_api::{AHEAD_STRIPES_MAX, ReadError, StripeWrite, Tetris, WriteError};
+use cairn_raid_parity::{Bytes, Column};
 use cairn_sys::{Block, mutant};
 use cairn_units::GroupNo;
 
-use crate::code::{Parity, Spare};
-use crate::core::{Core, Interval, Mark, Purpose, Writes, count};
+use crate::code::{Code, Parity, Spare};
+use crate::core::{Core, Interval, Mark, MarkCursor, Purpose, Writes, count};
+use crate::grid::Grid;
 use crate::layout::STRIPE_LOG_BLOCKS_MIN;
 use crate::member::Member;
 use crate::ondisk::{ENTRY_RECORDS_MAX, REGION_STRIPES, crc_of};
@@ -45,11 +46,20 @@ enum Path {
     All,
 }
 
+/// What the jobs of a chunk are about.
+#[derive(Clone, Copy)]
+struct Chunk<'c> {
+    group: &'c GroupView,
+    stamps: &'c StampSet,
+    /// The new blocks.
+    new: &'c Grid,
+}
+
 /// One stripe under way.
 struct Job {
     stripe: u64,
-    /// New blocks, by data slot.
-    new: Vec<Option<WriteBlock>>,
+    /// Its row in the grid of new blocks.
+    row: usize,
     /// Slots modified earlier in this flush interval.
     before: [u64; 4],
     path: Path,
@@ -67,50 +77,26 @@ struct Outcome {
 
 impl Core {
     pub(crate) async fn write_tetris(self: &Arc<Self>, tetris: Tetris) -> Result<(), WriteError> {
-        self.check_tetris(&tetris)?;
-        let (mut chunk, mut blocks) = (Vec::new(), 1);
-        let ahead = &tetris.ahead;
-        for stripe in tetris.stripes {
+        let Tetris { group, stripes, blocks, ahead } = tetris;
+        let mut new = Grid::new(self.view().groups.get(&group), &stripes, blocks)?;
+        let (mut from, mut log) = (0, 1);
+        for (row, stripe) in stripes.iter().enumerate() {
             let more = if stripe.rest_is_free { 0 } else { 2 };
-            if chunk.len() >= CHUNK_STRIPES_MAX || blocks + more > CHUNK_LOG_BLOCKS_MAX {
-                self.write_chunk(tetris.group, std::mem::take(&mut chunk), ahead).await?;
-                blocks = 1;
+            if row - from >= CHUNK_STRIPES_MAX || log + more > CHUNK_LOG_BLOCKS_MAX {
+                self.write_chunk(group, (&stripes[from..row], from), &mut new, &ahead).await?;
+                (from, log) = (row, 1);
             }
-            chunk.push(stripe);
-            blocks += more;
+            log += more;
         }
-        self.write_chunk(tetris.group, chunk, ahead).await
+        self.write_chunk(group, (&stripes[from..], from), &mut new, &ahead).await
     }
 
-    fn check_tetris(&self, tetris: &Tetris) -> Result<(), WriteError> {
-        let view = self.view();
-        let group = view.groups.get(&tetris.group);
-        let mut last = None;
-        for stripe in &tetris.stripes {
-            let mut columns = [0; 4];
-            let mut next = 0;
-            for block in &stripe.blocks {
-                let slot = group.and_then(|g| g.data_slot(block.at, stripe.stripe, next));
-                let fine = slot.zip(group).is_some_and(|(slot, group)| {
-                    let column = group.slots[slot].column.get();
-                    let again = has_bit(&columns, column);
-                    set_bit(&mut columns, column);
-                    next = slot + 1;
-                    !again
-                });
-                if !fine || last.is_some_and(|l| l >= stripe.stripe) {
-                    return Err(WriteError::BadAddress { at: block.at });
-                }
-            }
-            last = Some(stripe.stripe);
-        }
-        Ok(())
-    }
-
+    /// Writes some stripes of a tetris, the first of which has row `first_row` of `new`.
     async fn write_chunk(
         self: &Arc<Self>,
         group: GroupNo,
-        stripes: Vec<StripeWrite>,
+        (stripes, first_row): (&[StripeWrite], usize),
+        new: &mut Grid,
         ahead: &[u64],
     ) -> Result<(), WriteError> {
         let Some(first) = stripes.first().map(|s| s.stripe) else { return Ok(()) };
@@ -134,18 +120,21 @@ impl Core {
             return Err(WriteError::GroupFailed { group, lost: 0, parity: 0 });
         };
         self.check_group(group)?;
+        if let Some(moved) = new.row(first_row).next().filter(|_| !new.fits(group)) {
+            return Err(WriteError::BadAddress { at: moved.1.at });
+        }
         let mut stamps = self.load_stamps(group, &regions).await;
         self.drop_mute_disks(group, &mut stamps, &regions);
 
-        let before: Vec<[u64; 4]> = {
+        let chunk = Chunk { group, stamps: &stamps, new };
+        let mut jobs: Vec<Job> = {
             let marks = interval.marks.lock();
-            let mark = |stripe: &StripeWrite| marks.get(&(group.group, stripe.stripe));
-            stripes.iter().map(|s| mark(s).map_or_else(Default::default, |m| m.mask)).collect()
+            let mut marks = MarkCursor::new(&marks, group.group, first);
+            let mut before = |stripe| marks.get(stripe).map_or_else(Default::default, |m| m.mask);
+            let rows = stripes.iter().zip(first_row..);
+            rows.map(|(s, row)| Job::new(chunk, *s, row, before(s.stripe))).collect()
         };
-        let marked = stripes.into_iter().zip(before);
-        let mut jobs: Vec<Job> =
-            marked.map(|(stripe, before)| Job::new(group, &stamps, stripe, before)).collect();
-        let computed = self.compute(group, &stamps, &mut jobs).await;
+        let computed = self.compute(chunk, &mut jobs).await;
         if computed.is_err() {
             // Disks that died just now explain more than the stripe that missed them.
             self.settle().await?;
@@ -157,12 +146,12 @@ impl Core {
             .zip(&mut outcomes)
             .map(|(job, outcome)| {
                 let rest = core::mem::replace(&mut outcome.rest, Rest::None);
-                job.record(group, fresh.of(job.stripe), rest)
+                job.record(chunk, fresh.of(job.stripe), rest)
             })
             .collect();
         self.log_stripes(&interval, group, records, ahead, room).await?;
         let mut writes = Writes::default();
-        self.stage_jobs(group, &stamps, (jobs, outcomes, cells), &mut writes);
+        self.stage_jobs((group, &stamps), new, (&jobs, outcomes, cells), &mut writes);
         self.seal_stamps(&stamps, &mut writes);
         self.write_many(writes, Purpose::NewData).await;
         self.settle().await?;
@@ -196,10 +185,13 @@ impl Core {
         ahead: &[u64],
         taken: &mut u64,
     ) -> Result<(), WriteError> {
+        // The records are in the order of their stripes.
         let leave_new = |records: &mut Vec<Record>| {
+            let Some(first) = records.first().map(|r| r.stripe) else { return };
             let marks = interval.marks.lock();
+            let mut marks = MarkCursor::new(&marks, group.group, first);
             records.retain(|record| {
-                let mark = marks.get(&(record.group, record.stripe)).and_then(|m| m.stable);
+                let mark = marks.get(record.stripe).and_then(|m| m.stable);
                 mark.is_none() || mark != record.bare()
             });
         };
@@ -210,8 +202,9 @@ impl Core {
             _held = Some(interval.ahead.lock().await);
             leave_new(records);
             if !records.is_empty() {
-                records.extend(self.records_ahead(group, ahead, records).await);
-                leave_new(records);
+                let mut more = self.records_ahead(group, ahead, records).await;
+                leave_new(&mut more);
+                records.append(&mut more);
             }
         }
         if records.is_empty() {
@@ -301,25 +294,27 @@ impl Core {
         }
     }
 
-    /// Reads what the jobs need and computes their parity.
+    /// Reads what the jobs need and computes their parity. There are no cells when they need nothing.
     async fn compute(
         self: &Arc<Self>,
-        group: &GroupView,
-        stamps: &StampSet,
+        chunk: Chunk<'_>,
         jobs: &mut [Job],
     ) -> Result<(Vec<StripeCells>, Vec<Outcome>), WriteError> {
-        let slots = group.slots.len();
-        let of = |job: &Job| if job.path == Path::Full { 0 } else { slots };
-        let mut cells: Vec<StripeCells> =
-            jobs.iter().map(|job| StripeCells::new(job.stripe, of(job))).collect();
+        let mut cells = Vec::new();
         if jobs.iter().any(|job| job.path != Path::Full) {
-            self.read_needed(group, stamps, jobs, &mut cells).await;
+            let slots = chunk.group.slots.len();
+            let of = |job: &Job| if job.path == Path::Full { 0 } else { slots };
+            cells.extend(jobs.iter().map(|job| StripeCells::new(job.stripe, of(job))));
+            self.read_needed(chunk, jobs, &mut cells).await;
         }
+        let none = StripeCells::new(0, 0);
         let mut outcomes = Vec::with_capacity(jobs.len());
-        let mut spare = Spare::new(group.code, jobs.len());
-        for (i, (job, cells)) in jobs.iter().zip(&cells).enumerate() {
-            let next = jobs.get(i + 1).map_or(Vec::new(), Job::new_blocks);
-            outcomes.push(job.outcome(group, cells, &next, &mut spare)?);
+        let mut work = Work::new(chunk.group.code, jobs.len());
+        for (i, job) in jobs.iter().enumerate() {
+            work.next.clear();
+            let next = jobs.get(i + 1).into_iter().flat_map(|next| chunk.new.row(next.row));
+            work.next.extend(next.map(|(_, block)| &*block.data));
+            outcomes.push(job.outcome(chunk, cells.get(i).unwrap_or(&none), &mut work)?);
         }
         Ok((cells, outcomes))
     }
@@ -327,17 +322,17 @@ impl Core {
     /// Reads what the jobs need into their cells; a job that does not get it is to be solved.
     async fn read_needed(
         self: &Arc<Self>,
-        group: &GroupView,
-        stamps: &StampSet,
+        chunk: Chunk<'_>,
         jobs: &mut [Job],
         cells: &mut [StripeCells],
     ) {
-        let mut asked =
-            self.read_cells(group, stamps, cells, |i, slot| jobs[i].needs(group, slot)).await;
+        let Chunk { group, stamps, .. } = chunk;
+        let needs = |i: usize, slot: usize| jobs[i].needs(chunk, slot);
+        let mut asked = self.read_cells(group, stamps, cells, needs).await;
         let mut again = false;
         for (job, cells) in jobs.iter_mut().zip(&*cells) {
             let mut slots = cells.cells.iter().enumerate();
-            if !slots.all(|(slot, cell)| !job.needs(group, slot) || cell.good().is_some()) {
+            if !slots.all(|(slot, cell)| !job.needs(chunk, slot) || cell.good().is_some()) {
                 job.path = Path::All;
                 again = true;
             }
@@ -353,29 +348,32 @@ impl Core {
     /// their stamps.
     fn stage_jobs(
         &self,
-        group: &GroupView,
-        stamps: &StampSet,
-        (mut jobs, outcomes, mut cells): (Vec<Job>, Vec<Outcome>, Vec<StripeCells>),
+        (group, stamps): (&GroupView, &StampSet),
+        new: &mut Grid,
+        (jobs, outcomes, mut cells): (&[Job], Vec<Outcome>, Vec<StripeCells>),
         writes: &mut Writes,
     ) {
-        let width = group.width();
         let (mut data, mut fill, mut parity, mut repaired) = (0, 0, 0, 0);
+        for (job, cells) in jobs.iter().zip(&mut cells) {
+            new.row(job.row).for_each(|(slot, _)| cells.settle(slot));
+        }
         let same_region = |a: &Job, b: &Job| a.region() == b.region();
-        let mut first = 0;
-        for jobs in jobs.chunk_by_mut(same_region) {
-            let (region, outcomes) = (jobs[0].region(), &outcomes[first..first + jobs.len()]);
-            let cells = &mut cells[first..first + jobs.len()];
-            first += jobs.len();
-            for i in 0..width {
+        let (mut outcomes, mut cells) = (&outcomes[..], &mut cells[..]);
+        for jobs in jobs.chunk_by(same_region) {
+            let (region, cells_here) = (jobs[0].region(), jobs.len().min(cells.len()));
+            let (outcomes, cells) = (
+                outcomes.split_off(..jobs.len()).unwrap_or_default(),
+                cells.split_off_mut(..cells_here).unwrap_or_default(),
+            );
+            for i in 0..group.width() {
                 let Some(entry) = stamps.of_region(i, region) else { continue };
                 let (mut entry, slot) = (entry.lock(), writes.slot(i, jobs.len()));
-                for (job, cells) in jobs.iter_mut().zip(&mut *cells) {
+                for job in jobs {
                     let stripe = job.stripe;
-                    if let Some(block) = job.new[i].take() {
+                    if let Some(block) = new.take(i, job.row) {
                         entry.set(stripe, stamp_written(block.crc, block.tag));
                         slot.put(stripe, block.data);
                         data += 1;
-                        cells.settle(i);
                     } else if job.path == Path::Full && !entry.get(stripe).is_zero() {
                         entry.set(stripe, Default::default());
                         slot.touch(stripe);
@@ -415,6 +413,19 @@ impl Core {
         count(&self.counters.repaired_blocks, repaired);
         count(&self.counters.full_stripes, full);
         count(&self.counters.partial_stripes, jobs.len() - full);
+    }
+}
+
+/// What computing parity of one stripe after the other needs, and keeps.
+struct Work<'c> {
+    columns: Vec<Column<'c>>,
+    next: Vec<&'c Bytes>,
+    spare: Spare,
+}
+
+impl Work<'_> {
+    fn new(code: Code, stripes: usize) -> Self {
+        Self { columns: Vec::new(), next: Vec::new(), spare: Spare::new(code, stripes) }
     }
 }
 
@@ -465,44 +476,47 @@ impl<'s> FreshOf<'s> {
 }
 
 impl Job {
-    fn new(group: &GroupView, stamps: &StampSet, stripe: StripeWrite, before: [u64; 4]) -> Self {
-        let width = group.width();
-        let mut new: Vec<Option<WriteBlock>> = vec![None; width];
-        let free = stripe.rest_is_free;
-        let mut next = 0;
-        for block in stripe.blocks {
-            if let Some(slot) = group.data_slot(block.at, stripe.stripe, next) {
-                new[slot] = Some(block);
-                next = slot + 1;
-            }
-        }
-        let path = if free || new.iter().all(Option::is_some) { Path::Full } else { Path::Keep };
-        let mut job = Self { stripe: stripe.stripe, new, before, path, rest_zero: false };
+    fn new(chunk: Chunk<'_>, stripe: StripeWrite, row: usize, before: [u64; 4]) -> Self {
+        let Chunk { group, stamps, new } = chunk;
+        let (width, stripe, free) = (group.width(), stripe.stripe, stripe.rest_is_free);
+        let whole = free || (0..width).all(|slot| new.get(slot, row).is_some());
+        let path = if whole { Path::Full } else { Path::Keep };
+        let mut job = Self { stripe, row, before, path, rest_zero: false };
         if path != Path::Full {
             let zero = |i: usize| {
                 group.slots[i].readable(job.stripe).is_some() && stamps.is_zero(i, job.stripe)
             };
-            job.rest_zero = (0..width).filter(|i| job.unmodified(group, *i)).all(zero);
-            job.path = job.cheaper(group, stamps);
+            job.rest_zero = (0..width).filter(|i| job.unmodified(chunk, *i)).all(zero);
+            job.path = job.cheaper(chunk);
         }
         job
     }
 
-    /// Whether the data slot stays, and held the same at the last flush.
-    fn unmodified(&self, group: &GroupView, slot: usize) -> bool {
-        self.new[slot].is_none() && !has_bit(&self.before, group.slots[slot].column.get())
+    /// The new block of a data slot.
+    fn new_block<'c>(&self, chunk: Chunk<'c>, slot: usize) -> Option<&'c Block> {
+        chunk.new.get(slot, self.row).map(|block| &block.data)
+    }
+    fn is_new(&self, chunk: Chunk<'_>, slot: usize) -> bool {
+        self.new_block(chunk, slot).is_some()
     }
 
-    fn any_unmodified(&self, group: &GroupView) -> bool {
-        (0..self.new.len()).any(|i| self.unmodified(group, i))
+    /// Whether the data slot stays, and held the same at the last flush.
+    fn unmodified(&self, chunk: Chunk<'_>, slot: usize) -> bool {
+        let column = chunk.group.slots[slot].column.get();
+        !self.is_new(chunk, slot) && !has_bit(&self.before, column)
+    }
+
+    fn any_unmodified(&self, chunk: Chunk<'_>) -> bool {
+        (0..chunk.group.width()).any(|i| self.unmodified(chunk, i))
     }
 
     /// The cheaper way that has everything it needs.
-    fn cheaper(&self, group: &GroupView, stamps: &StampSet) -> Path {
+    fn cheaper(&self, chunk: Chunk<'_>) -> Path {
+        let Chunk { group, stamps, .. } = chunk;
         let cost = |path: Path| -> Option<usize> {
             let mut blocks = 0;
             for (i, slot) in group.slots.iter().enumerate() {
-                if self.needs_for(path, group, i) {
+                if self.needs_for(path, chunk, i) {
                     slot.readable(self.stripe)?;
                     let stamp = stamps.get(i, self.stripe)?;
                     match stamp.kind() {
@@ -523,46 +537,42 @@ impl Job {
         }
     }
 
-    fn needs(&self, group: &GroupView, slot: usize) -> bool {
-        self.needs_for(self.path, group, slot)
+    fn needs(&self, chunk: Chunk<'_>, slot: usize) -> bool {
+        self.needs_for(self.path, chunk, slot)
     }
 
-    fn needs_for(&self, path: Path, group: &GroupView, slot: usize) -> bool {
-        let data = slot < self.new.len();
+    fn needs_for(&self, path: Path, chunk: Chunk<'_>, slot: usize) -> bool {
+        let data = slot < chunk.group.width();
         match path {
             Path::Full => false,
-            Path::Keep => data && self.new[slot].is_none(),
+            Path::Keep => data && !self.is_new(chunk, slot),
             Path::Delta => {
-                let modified = data && self.new[slot].is_none() && !self.unmodified(group, slot);
-                !data
-                    || self.new[slot].is_some()
-                    || (modified && !self.rest_zero && self.any_unmodified(group))
+                let is_new = data && self.is_new(chunk, slot);
+                let modified = data && !is_new && !self.unmodified(chunk, slot);
+                !data || is_new || (modified && !self.rest_zero && self.any_unmodified(chunk))
             }
             Path::All => true,
         }
     }
 
-    /// The blocks that come.
-    fn new_blocks(&self) -> Vec<&Bytes> {
-        self.new.iter().flatten().map(|block| &*block.data).collect()
-    }
-
-    /// Computes parity, while the blocks `next` come from memory.
-    fn outcome(
+    /// Computes parity, while the blocks `work.next` come from memory.
+    fn outcome<'c>(
         &self,
-        group: &GroupView,
+        chunk: Chunk<'c>,
         cells: &StripeCells,
-        next: &[&Bytes],
-        spare: &mut Spare,
+        work: &mut Work<'c>,
     ) -> Result<Outcome, WriteError> {
-        let width = self.new.len();
+        let Chunk { group, new, .. } = chunk;
+        let width = group.width();
         let column = |i: usize| group.slots[i].column.get();
+        let Work { columns, next, spare } = work;
         match self.path {
-            Path::Delta => return self.delta(group, cells),
+            Path::Delta => return self.delta(chunk, cells),
             Path::Full => {
-                let new = self.new.iter().enumerate();
-                let new = new.filter_map(|(i, block)| Some((column(i), &block.as_ref()?.data)));
-                let parity = group.code.encode_ahead(new, next, spare);
+                let new = new.row(self.row);
+                columns.clear();
+                columns.extend(new.filter_map(|(i, b)| group.code.column(column(i), &b.data)));
+                let parity = group.code.encode_ahead(columns, next, spare);
                 warm_crcs(&parity);
                 return Ok(Outcome { parity, rest: Rest::None, old: None });
             }
@@ -571,7 +581,7 @@ impl Job {
         let mut old = None;
         let mut kept: Vec<Option<Block>> =
             (0..width).map(|i| cells.cells[i].good().cloned()).collect();
-        let missing = (0..width).any(|i| self.new[i].is_none() && kept[i].is_none());
+        let missing = (0..width).any(|i| !self.is_new(chunk, i) && kept[i].is_none());
         if self.path == Path::All {
             match solve(group, cells) {
                 Ok(solved) => {
@@ -584,21 +594,16 @@ impl Job {
                 Err(_) => {}
             }
         }
-        let value = |i: usize| -> Option<&Block> {
-            match &self.new[i] {
-                Some(block) => Some(&block.data),
-                None => kept[i].as_ref(),
-            }
-        };
-        let values = (0..width).filter_map(|i| value(i).map(|b| (column(i), b)));
-        let parity = group.code.encode_ahead(values, next, spare);
+        let value = |i: usize| self.new_block(chunk, i).or(kept[i].as_ref());
+        let values = (0..width).filter_map(|i| group.code.column(column(i), value(i)?));
+        let parity = group.code.encode_ahead(&values.collect::<Vec<_>>(), next, spare);
         warm_crcs(&parity);
-        let rest = if !self.any_unmodified(group) {
+        let rest = if !self.any_unmodified(chunk) {
             Rest::None
         } else if self.rest_zero {
             Rest::Zero
         } else {
-            let unmodified = (0..width).filter(|i| self.unmodified(group, *i));
+            let unmodified = (0..width).filter(|i| self.unmodified(chunk, *i));
             let partial = group
                 .code
                 .encode(unmodified.filter_map(|i| kept[i].as_ref().map(|b| (column(i), b))));
@@ -609,8 +614,9 @@ impl Job {
     }
 
     /// Read-modify-write: what goes and what comes, applied to the old parity.
-    fn delta(&self, group: &GroupView, cells: &StripeCells) -> Result<Outcome, WriteError> {
-        let width = self.new.len();
+    fn delta(&self, chunk: Chunk<'_>, cells: &StripeCells) -> Result<Outcome, WriteError> {
+        let group = chunk.group;
+        let width = group.width();
         let column = |i: usize| group.slots[i].column.get();
         let (mut row, mut diagonal) = (None, None);
         for (i, is_diagonal) in parity_slots(group) {
@@ -629,16 +635,16 @@ impl Job {
         let mut going = Vec::new();
         for i in 0..width {
             let old = cells.cells[i].good();
-            match (&self.new[i], old) {
+            match (self.new_block(chunk, i), old) {
                 (Some(block), Some(old)) => {
-                    changes.extend([(column(i), old), (column(i), &block.data)]);
+                    changes.extend([(column(i), old), (column(i), block)]);
                     going.push((column(i), old));
                 }
                 (None, Some(old)) => going.push((column(i), old)),
                 _ => {}
             }
         }
-        let rest = if !self.any_unmodified(group) {
+        let rest = if !self.any_unmodified(chunk) {
             Rest::None
         } else if self.rest_zero {
             Rest::Zero
@@ -656,10 +662,11 @@ impl Job {
         ReadError::TooManyLost { at, lost, parity: group.parity() }.into()
     }
 
-    fn record(&self, group: &GroupView, of: Freshness, rest: Rest) -> Record {
+    fn record(&self, chunk: Chunk<'_>, of: Freshness, rest: Rest) -> Record {
+        let group = chunk.group;
         let mut mask = self.before;
-        for (slot, new) in group.slots.iter().zip(&self.new) {
-            if self.path == Path::Full || new.is_some() {
+        for (i, slot) in group.slots.iter().enumerate().take(group.width()) {
+            if self.path == Path::Full || self.is_new(chunk, i) {
                 set_bit(&mut mask, slot.column.get());
             }
         }

@@ -15,9 +15,8 @@ const MINE: u64 = 1 << 63;
 fn whole(bench: &mut Bench, first: u64, count: u64, ahead: &[u64]) -> Tetris {
     let geometry = bench.agg().geometry();
     let group = &geometry.groups[0];
-    let mut stripes = Vec::new();
+    let (mut stripes, mut blocks) = (Vec::new(), Vec::new());
     for stripe in first..first + count {
-        let mut blocks = Vec::new();
         for column in &group.data {
             let at = column.pvbn_base.plus(stripe);
             let seed = MINE | bench.cp << 40 | at.get();
@@ -27,9 +26,9 @@ fn whole(bench: &mut Bench, first: u64, count: u64, ahead: &[u64]) -> Tetris {
             blocks.push(WriteBlock { at, crc: crc(&data), data, tag });
             bench.pending.insert(at.get(), seed);
         }
-        stripes.push(StripeWrite { stripe, blocks, rest_is_free: true });
+        stripes.push(StripeWrite { stripe, rest_is_free: true });
     }
-    Tetris { group: group.group, stripes, ahead: Arc::from(ahead) }
+    Tetris { group: group.group, stripes, blocks, ahead: Arc::from(ahead) }
 }
 
 fn write(bench: &Bench, tetris: Tetris) {

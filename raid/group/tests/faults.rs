@@ -292,8 +292,9 @@ fn scrub_finds_and_mends_rot_lost_and_misdirected_writes_and_bad_sectors() {
             let data = noise(seed);
             WriteBlock { at, crc: crc(&data), data, tag: BlockTag::default() }
         });
-        let stripes = vec![StripeWrite { stripe, blocks: blocks.collect(), rest_is_free: true }];
-        let tetris = Tetris { group: GroupNo::new(0), stripes, ahead: Arc::default() };
+        let stripes = vec![StripeWrite { stripe, rest_is_free: true }];
+        let (group, blocks) = (GroupNo::new(0), blocks.collect());
+        let tetris = Tetris { group, stripes, blocks, ahead: Arc::default() };
         let agg = bench.agg();
         bench.sim.block_on(async move { agg.write(tetris).await }).expect("write");
     }

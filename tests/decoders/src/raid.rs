@@ -138,17 +138,12 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
                 };
                 WriteBlock { at, data, crc, tag }
             };
-            let stripes: Vec<StripeWrite> = (1..4)
-                .map(|stripe| StripeWrite {
-                    stripe,
-                    blocks: vec![write(stripe)],
-                    rest_is_free: cp == 1,
-                })
-                .collect();
-            let blocks = stripes.iter().flat_map(|s| &s.blocks).map(|b| (b.at, b.data.clone()));
-            let blocks: Vec<(Pvbn, Block)> = blocks.collect();
+            let stripe = |stripe: u64| StripeWrite { stripe, rest_is_free: cp == 1 };
+            let stripes: Vec<StripeWrite> = (1..4).map(stripe).collect();
+            let new: Vec<WriteBlock> = (1..4).map(write).collect();
+            let blocks: Vec<(Pvbn, Block)> = new.iter().map(|b| (b.at, b.data.clone())).collect();
             aggregate
-                .write(Tetris { group: group.group, stripes, ahead: Arc::default() })
+                .write(Tetris { group: group.group, stripes, blocks: new, ahead: Arc::default() })
                 .await
                 .expect("it is written");
             if cp < 3 {

@@ -37,6 +37,20 @@ impl BlockSet {
         self.word(word) & bit != 0
     }
 
+    /// Numbers from `from` on that are not in it, one behind the other, up to `most`.
+    pub fn gap(&self, from: u64, most: u64) -> u64 {
+        let (first, bit) = place(from);
+        let (last, _) = place(from.saturating_add(most));
+        for (word, bits) in self.words.range(first..=last) {
+            let bits = if *word == first { bits & !(bit - 1) } else { *bits };
+            if bits != 0 {
+                let next = word * WORD_BLOCKS + u64::from(bits.trailing_zeros());
+                return (next - from).min(most);
+            }
+        }
+        most
+    }
+
     /// Numbers from `word` times [`WORD_BLOCKS`] on, the lowest in the lowest bit.
     pub fn word(&self, word: u64) -> u64 {
         self.words.get(&word).copied().unwrap_or_default()
@@ -96,6 +110,10 @@ mod tests {
         assert_eq!((b.len(), b.contains(u64::MAX), a.contains(u64::MAX)), (0, false, true));
         for number in 0..1100 {
             assert_eq!(a.contains(number), known.iter().any(|k| k.contains(&number)), "{number}");
+        }
+        for (from, most) in (0..1100).zip([0, 1, 2, 63, 64, 200].into_iter().cycle()) {
+            let there = (from..from + most).take_while(|number| !a.contains(*number)).count();
+            assert_eq!(a.gap(from, most), there as u64, "{most} from {from}");
         }
         a.clear();
         assert_eq!((a.len(), a.word(0)), (0, 0));

@@ -196,6 +196,28 @@ impl Held {
         }
         was
     }
+    fn first_dirty_run(&self) -> Option<(Key, u64)> {
+        let id = *self.dirty.first()?;
+        let dirty = self.chunk(id).map_or(0, |c| c.dirty);
+        let first = dirty.trailing_zeros();
+        Some((id.key(first), u64::from((!(dirty >> first)).trailing_zeros())))
+    }
+    fn clean_run(&mut self, first: Key, count: u64, mut each: impl FnMut(&mut Buf)) {
+        let (id, within) = ChunkId::of(first);
+        let end = usize::try_from(count).map_or(usize::MAX, |count| within.saturating_add(count));
+        let Some(chunk) = self.chunk_mut(id).filter(|_| end <= CHUNK) else {
+            panic!("{count} blocks from {first:?} on are not one run")
+        };
+        let run = u16::MAX << within & u16::MAX >> (CHUNK - end);
+        assert!(chunk.dirty & run == run, "{count} blocks from {first:?} on must be dirty");
+        chunk.bufs[within..end].iter_mut().flatten().for_each(&mut each);
+        chunk.dirty ^= run;
+        let none_left = chunk.dirty == 0;
+        self.dirty_count -= count;
+        if none_left {
+            assert!(self.dirty.remove(&id), "the set of dirty chunks is right");
+        }
+    }
     fn dirty_from(&self, from: Key) -> impl Iterator<Item = Key> {
         let (first, _) = ChunkId::of(from);
         self.dirty.range(first..).flat_map(|id| {
@@ -319,6 +341,31 @@ impl Bufs {
         }
     }
 
+    /// The lowest dirty key, and how many dirty ones there are from it on, one behind the other: a run for
+    /// [`Self::clean_run`].
+    pub fn first_dirty_run(&self) -> Option<(Key, u64)> {
+        match self {
+            Bufs::Empty => None,
+            Bufs::One(one) => one.dirty.then_some((one.key, 1)),
+            Bufs::Many(held) => held.first_dirty_run(),
+        }
+    }
+
+    /// Marks buffers clean: the first ones of [`Self::first_dirty_run`]. `each` is shown them, in order.
+    ///
+    /// # Panics
+    /// When one of them is not dirty, or they are none of such a run.
+    pub fn clean_run(&mut self, first: Key, count: u64, mut each: impl FnMut(&mut Buf)) {
+        match self {
+            Bufs::Many(held) => held.clean_run(first, count, each),
+            Bufs::One(one) if one.is(first) && count == 1 && one.dirty => {
+                one.dirty = false;
+                each(&mut one.buf);
+            }
+            _ => panic!("{count} blocks from {first:?} on must be dirty"),
+        }
+    }
+
     /// Dirty keys at or behind `from`, in order.
     pub fn dirty_from(&self, from: Key) -> impl Iterator<Item = Key> {
         let one = self.one().filter(|one| one.dirty).map(|one| one.key);
@@ -355,7 +402,7 @@ mod tests {
         #[test]
         fn chunks_are_a_map_of_keys(
             steps in prop::collection::vec(
-                (0u8..5, prop_oneof![Just((0u8, 1u64)), Just((0, 2)), (0u8..3, 0u64..70)]),
+                (0u8..6, prop_oneof![Just((0u8, 1u64)), Just((0, 2)), (0u8..3, 0u64..70)]),
                 1..200,
             ),
         ) {
@@ -372,6 +419,26 @@ mod tests {
                         let was = bufs.set_dirty(key, what == 2);
                         let old = twin.get_mut(&key).map(|d| std::mem::replace(d, what == 2));
                         prop_assert_eq!(was, old.unwrap_or(false));
+                    }
+                    4 => {
+                        let dirty = twin.iter().filter(|(_, d)| **d).map(|(k, _)| *k);
+                        let first = dirty.clone().next();
+                        prop_assert_eq!(bufs.first_dirty_run().map(|(key, _)| key), first);
+                        if let Some((first, count)) = bufs.first_dirty_run() {
+                            let run: Vec<Key> =
+                                (first.index..).map(|index| Key { index, ..first }).take(16).collect();
+                            let side_by_side =
+                                dirty.zip(&run).take_while(|(is, of)| is == *of).count() as u64;
+                            let in_chunk = 16 - first.index % 16;
+                            prop_assert_eq!(count, side_by_side.min(in_chunk));
+                            let count = 1 + key.index % count;
+                            let mut seen = 0;
+                            bufs.clean_run(first, count, |_| seen += 1);
+                            prop_assert_eq!(seen, count);
+                            for key in run.iter().take(seen as usize) {
+                                twin.insert(*key, false);
+                            }
+                        }
                     }
                     _ => prop_assert_eq!(bufs.contains(key), twin.contains_key(&key)),
                 }

@@ -203,8 +203,12 @@ impl Cache {
     }
     /// Adds a block that must stay until a tetris is on the disks.
     pub fn park(&self, block: CacheEntry, tetris: TetrisNo) {
+        self.park_all(core::iter::once(block), tetris);
+    }
+    /// Adds blocks that must stay until a tetris is on the disks.
+    pub fn park_all(&self, blocks: impl Iterator<Item = CacheEntry>, tetris: TetrisNo) {
         let mut clock = self.lock();
-        clock.blocks.placed.push_back((tetris, block));
+        clock.blocks.placed.extend(blocks.map(|block| (tetris, block)));
         self.note(&clock);
     }
     /// All tetrises before this one are on the disks: their blocks may go.

@@ -30,24 +30,27 @@ use cairn_wafl_format::{
 };
 use cairn_wafl_nvlog::HalfToken;
 
+use crate::bits::bit_place;
 use crate::cache::CacheEntry;
 use crate::counters::CpPhase;
 use crate::manager::{Inner, LoadError, Volume};
 use crate::space::{NoBlock, Space, SpaceFile};
 use crate::sums::{self, Balance, Mismatch};
 use crate::tree::{Key, Tree, TreeMiss};
-use crate::volume::{FileId, Miss, VolState, bit_place, inode_offset};
+use crate::volume::{FileId, Miss, VolState, inode_offset};
 
 mod vvbns;
 mod writes;
 
-use vvbns::Vvbns;
+use vvbns::{Vvbns, set_container_run};
 pub(crate) use vvbns::{container_entry, flip, set_container};
 use writes::{Pace, Writes};
 pub(crate) use writes::{Placed, TetrisNo};
 
 /// Data blocks placed in one lock hold before the freeze.
-const BITE_BLOCKS: usize = 256;
+const BITE_BLOCKS: u64 = 256;
+/// VVBNs that are freed in one lock hold.
+const FREE_BLOCKS: usize = 256;
 /// How often clients may dirty all that they may before a point that they keep going ends.
 const AHEAD_PARTS: u64 = 2;
 /// Dirty data blocks of a volume that the freeze may be left with.
@@ -110,6 +113,15 @@ struct Run<'m> {
     /// Blocks given places: data and indirect, metadata.
     placed_data: u64,
     placed_meta: u64,
+    scratch: Scratch,
+}
+
+/// What placing a run of blocks needs, and keeps for the next one.
+#[derive(Default)]
+struct Scratch {
+    /// With whether the cache's clock must be told of it.
+    blocks: Vec<(Block, bool)>,
+    ptrs: Vec<BlockPtr>,
 }
 
 /// Measures the phases of a point.
@@ -168,6 +180,7 @@ impl Inner {
             ahead: AHEAD_PARTS * u64::try_from(self.dirty_max()).unwrap_or(0),
             placed_data: 0,
             placed_meta: 0,
+            scratch: Scratch::default(),
         };
         let volumes = self.volumes();
         let mut pools: BTreeMap<Fsid, Vvbns> = BTreeMap::new();
@@ -333,7 +346,7 @@ impl Run<'_> {
         blocks: u64,
     ) -> Result<(), CpError> {
         let mut wraps = 0;
-        while (pool.ready.len() as u64) < blocks {
+        while pool.ready() < blocks {
             let stop = {
                 let mut st = volume.lock();
                 pool.fill(&mut st, blocks, &mut wraps)
@@ -371,8 +384,8 @@ impl Run<'_> {
                 left = left.min(2 * volume.lock().to_place());
             }
             let ready = async {
-                self.vvbns_ready(volume, pool, BITE_BLOCKS as u64).await?;
-                self.space_ready(space, BITE_BLOCKS as u64).await
+                self.vvbns_ready(volume, pool, BITE_BLOCKS).await?;
+                self.space_ready(space, BITE_BLOCKS).await
             };
             match ready.await {
                 // Less than a whole bite may be left to place: the freeze asks for what it needs.
@@ -390,8 +403,8 @@ impl Run<'_> {
             if placed == 0 {
                 break;
             }
-            left = left.saturating_sub(placed as u64);
-            self.ahead = self.ahead.saturating_sub(placed as u64);
+            left = left.saturating_sub(placed);
+            self.ahead = self.ahead.saturating_sub(placed);
         }
         Ok(())
     }
@@ -403,28 +416,25 @@ impl Run<'_> {
         space: &mut Space,
         pool: &mut Vvbns,
         from: &mut InodeNo,
-    ) -> usize {
+    ) -> u64 {
         let mut placed = 0;
         while let Some(&ino) = st.dirty_files.range(*from..).next() {
             *from = ino;
-            let keys: Vec<Key> = match st.in_core.get(&ino) {
-                Some(file) if !file.is_dir() => {
-                    file.tree.dirty_data().take(BITE_BLOCKS - placed).map(Key::data).collect()
+            let next = st.in_core.get(&ino).filter(|file| !file.is_dir());
+            match next.and_then(|file| file.tree.first_dirty_run()).filter(|(k, _)| k.level == 0) {
+                Some((first, count)) => {
+                    let count = count.min(BITE_BLOCKS - placed);
+                    self.place(st, space, pool, FileId::Inode(ino), (first, count));
+                    placed += count;
+                    if placed >= BITE_BLOCKS {
+                        break;
+                    }
                 }
-                _ => Vec::new(),
-            };
-            for key in &keys {
-                self.place(st, space, pool, FileId::Inode(ino), *key);
+                None => *from = InodeNo::new(ino.get() + 1),
             }
-            placed += keys.len();
-            if placed >= BITE_BLOCKS {
-                break;
-            }
-            *from = InodeNo::new(ino.get() + 1);
         }
-        let blocks = placed as u64;
-        st.dirtied.blocks = st.dirtied.blocks.saturating_sub(blocks);
-        self.placed(st, blocks);
+        st.dirtied.blocks = st.dirtied.blocks.saturating_sub(placed);
+        self.placed(st, placed);
         placed
     }
 
@@ -434,32 +444,63 @@ impl Run<'_> {
         self.inner.take_delta(st);
     }
 
-    /// Gives a dirty block of a volume its place and hands its content to the tetris.
+    /// Gives dirty blocks of a volume that lie side by side their places and hands their content to
+    /// the tetris: the first of them, and how many.
     fn place(
         &mut self,
         st: &mut VolState,
         space: &mut Space,
         pool: &mut Vvbns,
         file: FileId,
-        key: Key,
+        (first, count): (Key, u64),
     ) {
-        let Some(vvbn) = pool.ready.pop_front() else {
-            panic!("VVBNs are prepared before placing")
-        };
-        let Ok((pvbn, tetris)) = space.take() else { panic!("space is prepared before placing") };
+        let mut done = 0;
+        while done < count {
+            let at = Key { index: first.index + done, ..first };
+            done += self.place_run(st, space, pool, file, (at, count - done));
+        }
+        if first.level == 0 { self.placed_data += count } else { self.placed_meta += count }
+    }
+
+    /// The same for as many of them as can be given neighbouring places; says how many.
+    fn place_run(
+        &mut self,
+        st: &mut VolState,
+        space: &mut Space,
+        pool: &mut Vvbns,
+        file: FileId,
+        (first, count): (Key, u64),
+    ) -> u64 {
+        let at_hand = count.min(pool.ready_run());
+        assert!(at_hand > 0, "VVBNs are prepared before placing");
+        let Ok(run) = space.take_run(at_hand) else { panic!("space is prepared before placing") };
+        let (fsid, count, tetris) = (st.fsid, run.count(), run.tetris());
+        let Some(vvbn) = pool.take_run(count) else { unreachable!("so many are at hand") };
         let Some(tree) = st.tree_mut(file) else { panic!("{file:?} is dirty, so in core") };
-        let (block, old) = tree.dirty_block(key);
-        let crc = Crc::new(block.crc());
-        let tell = tree.place(key, BlockPtr { vvbn, pvbn, crc }, tetris);
-        if !old.is_hole() {
-            st.freed.push(old);
-        }
-        set_container(st, vvbn, pvbn);
-        space.put(pvbn, block, crc, self.tag(st.fsid, vvbn));
-        if tell {
-            self.inner.cache.park(CacheEntry::Block { fsid: st.fsid, file, key }, tetris);
-        }
-        if key.level == 0 { self.placed_data += 1 } else { self.placed_meta += 1 }
+        let Scratch { blocks, ptrs } = &mut self.scratch;
+        (blocks.clear(), ptrs.clear());
+        tree.clean_run(first, count, tetris, blocks);
+        let place = |((block, _), n): (&(Block, bool), u64)| BlockPtr {
+            vvbn: vvbn.plus(n),
+            pvbn: run.at().plus(n),
+            crc: Crc::new(block.crc()),
+        };
+        ptrs.extend(blocks.iter().zip(0..).map(place));
+        let mut old = core::mem::take(&mut st.freed);
+        let Some(tree) = st.tree_mut(file) else { unreachable!("looked at above") };
+        tree.set_run(first, ptrs, &mut old);
+        st.freed = old;
+        set_container_run(st, vvbn, run.at(), count);
+        let told = blocks.iter().zip(first.behind()).filter(|((_, tell), _)| *tell);
+        let told = told.map(|(_, key)| CacheEntry::Block { fsid, file, key });
+        self.inner.cache.park_all(told, tetris);
+        let cp = self.cp;
+        let content = blocks
+            .drain(..)
+            .zip(&*ptrs)
+            .map(|((block, _), ptr)| (block, ptr.crc, BlockTag { fsid, vvbn: ptr.vvbn, cp }));
+        space.put_run(run, content);
+        count
     }
 
     // ---- the freeze ----
@@ -540,8 +581,8 @@ impl Run<'_> {
     ) -> (Vec<BlockPtr>, VolumeRecord) {
         let before = st.dirtied.blocks;
         for ino in core::mem::take(&mut st.dirty_files) {
-            while let Some(key) = st.in_core.get(&ino).and_then(|f| f.tree.first_dirty()) {
-                self.place(st, space, pool, FileId::Inode(ino), key);
+            while let Some(run) = st.in_core.get(&ino).and_then(|f| f.tree.first_dirty_run()) {
+                self.place(st, space, pool, FileId::Inode(ino), run);
             }
             let Some(file) = st.in_core.get_mut(&ino) else { continue };
             if file.has_unlogged() {
@@ -564,8 +605,8 @@ impl Run<'_> {
             sums::replace(&mut st.sums, old, InodeShare::of(&bytes));
         }
         for file in [FileId::InodeMap, FileId::InodeFile] {
-            while let Some(key) = st.tree(file).and_then(Tree::first_dirty) {
-                self.place(st, space, pool, file, key);
+            while let Some(run) = st.tree(file).and_then(Tree::first_dirty_run) {
+                self.place(st, space, pool, file, run);
             }
         }
         st.inodes_freed_in_cp = core::mem::take(&mut st.inodes_freed);
@@ -675,7 +716,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Clears the bits of VVBNs that nothing names any more, up to [`BITE_BLOCKS`] in one lock hold.
+    /// Clears the bits of VVBNs that nothing names any more, up to [`FREE_BLOCKS`] in one lock hold.
     async fn free_vvbns(
         &mut self,
         volume: &Arc<Volume>,
@@ -684,7 +725,7 @@ impl Run<'_> {
     ) -> Result<(), CpError> {
         let mut done = 0;
         while done < freed.len() {
-            let bite = &freed[done..freed.len().min(done + BITE_BLOCKS)];
+            let bite = &freed[done..freed.len().min(done + FREE_BLOCKS)];
             let freeing = {
                 let mut st = volume.lock();
                 bite.iter().try_for_each(|ptr| {
@@ -725,7 +766,7 @@ impl Run<'_> {
             }
             for (key, old) in todo {
                 self.vvbns_ready(volume, vvbns, 1).await?;
-                let Some(vvbn) = vvbns.ready.pop_front() else {
+                let Some(vvbn) = vvbns.take_run(1) else {
                     return Err(CpError::VolumeFull(volume.fsid));
                 };
                 let (pvbn, tetris) = self.take(space).await?;

@@ -22,6 +22,7 @@
 //! - Nothing waits between the first change of an operation and its log record.
 
 mod apply;
+mod bits;
 mod block_set;
 mod bufs;
 mod cache;

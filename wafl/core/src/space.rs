@@ -28,11 +28,11 @@ use cairn_sys::{Block, mutant};
 use cairn_units::{Crc, Pvbn};
 use cairn_wafl_format::{AREA_COUNTS_PER_BLOCK, AggregateRoot, BITS_PER_BLOCK, Inode};
 
+use crate::bits::{bit_place, flip_run};
 use crate::block_set::{BlockSet, WORD_BLOCKS};
 use crate::check::Progress;
 use crate::cp::TetrisNo;
 use crate::tree::{Key, Tree, TreeMiss};
-use crate::volume::bit_place;
 
 /// Stripes of a tetris at the most.
 pub(crate) const TETRIS_STRIPES_MAX: u64 = 128;
@@ -85,17 +85,50 @@ impl Area {
 #[derive(Debug)]
 struct OpenTetris {
     group: usize,
-    given: usize,
-    filled: usize,
+    given: u64,
+    filled: u64,
     /// The window has moved on: nothing more is given out from it.
     closed: bool,
-    /// One behind the other, from the first on.
-    stripes: Vec<StripeWrite>,
+    /// One behind the other, from the first on, each with whether a block of it was given out.
+    stripes: Vec<(StripeWrite, bool)>,
+    blocks: Vec<WriteBlock>,
     ahead: Arc<[u64]>,
 }
 
-/// A block that was given out: its tetris and stripe.
-type Given = (Pvbn, (TetrisNo, u64));
+/// Neighbouring places of one column that can be given out, the first of them in `stripe`.
+#[derive(Clone, Copy, Debug)]
+struct Free {
+    at: Pvbn,
+    stripe: u64,
+    count: u64,
+}
+
+/// Neighbouring places that were given out together: all of them are filled by
+/// [`Space::put_run`].
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Run {
+    at: Pvbn,
+    count: u64,
+    tetris: TetrisNo,
+}
+
+impl Run {
+    /// The first of them.
+    pub fn at(&self) -> Pvbn {
+        self.at
+    }
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+    /// The tetris with which they go.
+    pub fn tetris(&self) -> TetrisNo {
+        self.tetris
+    }
+}
+
+/// A place that was given out alone: its tetris.
+type Given = (Pvbn, TetrisNo);
 
 /// Blocks held back at the most (they take memory): 32 GiB of data.
 #[cfg(not(test))]
@@ -134,13 +167,15 @@ pub(crate) struct Space {
     areas: VecDeque<Area>,
     /// The area that the last consistency point left unfinished.
     resume: Option<Area>,
-    window: VecDeque<(Pvbn, u64)>,
+    window: VecDeque<Free>,
     /// The one that blocks are given out from.
     last_tetris: TetrisNo,
     tetrises: BTreeMap<TetrisNo, OpenTetris>,
     /// Where a given block belongs: the one given last, which is mostly filled next, and others.
     given_last: Option<Given>,
-    given: BTreeMap<Pvbn, (TetrisNo, u64)>,
+    given: BTreeMap<Pvbn, TetrisNo>,
+    /// Blocks given out and not filled.
+    unfilled: u64,
     /// Freed in this consistency point.
     freed: BlockSet,
     /// Freed by earlier points and held back for a check, which is told when that ends.
@@ -200,6 +235,7 @@ impl Space {
             tetrises: BTreeMap::new(),
             given_last: None,
             given: BTreeMap::new(),
+            unfilled: 0,
             freed: BlockSet::default(),
             held: None,
             expected: 0,
@@ -329,8 +365,8 @@ impl Space {
     pub fn prepare(&mut self, blocks: u64) -> Result<(), NoBlock> {
         let mut skipped = BTreeSet::new();
         loop {
-            let ready: u64 =
-                self.window.len() as u64 + self.areas.iter().map(|a| a.left).sum::<u64>();
+            let window = self.window.iter().map(|free| free.count);
+            let ready: u64 = window.chain(self.areas.iter().map(|a| a.left)).sum();
             if ready >= blocks {
                 return Ok(());
             }
@@ -453,7 +489,7 @@ impl Space {
             let (window, stripes) = self.window_of(group, first, end).map_err(at_map)?;
             let Some(area) = self.areas.front_mut() else { unreachable!("it was there") };
             area.next_stripe = end;
-            area.left -= (window.len() as u64).min(area.left);
+            area.left -= window.iter().map(|free| free.count).sum::<u64>().min(area.left);
             if let Some(told) = told {
                 (area.ahead, area.ahead_end) = told;
             }
@@ -463,10 +499,10 @@ impl Space {
             }
             self.last_tetris = self.last_tetris.next();
             self.window = window;
-            let (given, filled, closed) = (0, 0, false);
+            let (given, filled, closed, blocks) = (0, 0, false, Vec::new());
             self.tetrises.insert(
                 self.last_tetris,
-                OpenTetris { group, given, filled, closed, stripes, ahead },
+                OpenTetris { group, given, filled, closed, stripes, blocks, ahead },
             );
             return Ok(());
         }
@@ -489,23 +525,22 @@ impl Space {
         group: usize,
         first: u64,
         end: u64,
-    ) -> Result<(VecDeque<(Pvbn, u64)>, Vec<StripeWrite>), TreeMiss> {
-        let mut window = VecDeque::new();
-        let columns = &self.geometry.groups[group].data;
-        let mut stripes: Vec<StripeWrite> = (first..end)
-            .map(|stripe| {
-                let blocks = Vec::with_capacity(columns.len());
-                StripeWrite { stripe, blocks, rest_is_free: true }
-            })
-            .collect();
-        for column in columns {
+    ) -> Result<(VecDeque<Free>, Vec<(StripeWrite, bool)>), TreeMiss> {
+        let mut window = VecDeque::<Free>::new();
+        let whole = |stripe| (StripeWrite { stripe, rest_is_free: true }, false);
+        let mut stripes: Vec<_> = (first..end).map(whole).collect();
+        for column in &self.geometry.groups[group].data {
             let run = self.free_run(column.pvbn_base.plus(first), end - first)?;
             for ((stripe, free), row) in (first..end).zip(run).zip(&mut stripes) {
                 let at = column.pvbn_base.plus(stripe);
                 if !free {
-                    row.rest_is_free = false;
+                    row.0.rest_is_free = false;
                 } else if self.is_used(column) {
-                    window.push_back((at, stripe));
+                    match window.back_mut() {
+                        // Never of two columns: each begins with the first stripe again.
+                        Some(run) if run.stripe + run.count == stripe => run.count += 1,
+                        _ => window.push_back(Free { at, stripe, count: 1 }),
+                    }
                 }
             }
         }
@@ -514,33 +549,66 @@ impl Space {
 
     /// Gives out a block, and says which tetris it goes with.
     pub fn take(&mut self) -> Result<(Pvbn, TetrisNo), NoBlock> {
+        let Run { at, tetris, .. } = self.take_run(1)?;
+        self.given.extend(self.given_last.replace((at, tetris)));
+        Ok((at, tetris))
+    }
+
+    /// Gives out up to `most` blocks that lie side by side, at least one.
+    pub fn take_run(&mut self, most: u64) -> Result<Run, NoBlock> {
         while self.window.is_empty() {
             self.prepare(1)?;
             self.open_tetris()?;
         }
-        let Some((at, stripe)) = self.window.pop_front() else { unreachable!("just filled") };
-        let id = self.last_tetris;
-        let Some(open) = self.tetrises.get_mut(&id) else { panic!("the window has a tetris") };
-        open.given += 1;
+        let Some(free) = self.window.front_mut() else { unreachable!("just filled") };
+        let (at, stripe, count) = (free.at, free.stripe, free.count.min(most.max(1)));
+        *free = Free { at: at.plus(count), stripe: stripe + count, count: free.count - count };
+        if free.count == 0 {
+            self.window.pop_front();
+        }
+        let tetris = self.last_tetris;
+        let Some(open) = self.tetrises.get_mut(&tetris) else { panic!("the window has a tetris") };
+        open.given += count;
+        let rows = open.stripes.iter_mut().skip_while(|(row, _)| row.stripe < stripe);
+        rows.take_while(|(row, _)| row.stripe < stripe + count).for_each(|(_, has)| *has = true);
         let group = open.group;
-        self.given.extend(self.given_last.replace((at, (id, stripe))));
-        self.set_bit_in(at, (group, stripe), true);
-        self.used += 1;
-        self.taken += 1;
-        self.expected = self.expected.saturating_sub(1);
-        Ok((at, id))
+        self.set_bits_in((at, count), (group, stripe), true);
+        self.used += count;
+        self.taken += count;
+        self.unfilled += count;
+        self.expected = self.expected.saturating_sub(count);
+        Ok(Run { at, count, tetris })
     }
 
     fn set_bit(&mut self, at: Pvbn, used: bool) {
         let Some((group, _, stripe)) = self.geometry.locate(at) else {
             panic!("{at:?} is outside the aggregate")
         };
-        self.set_bit_in(at, (group, stripe), used);
+        self.set_bits_in((at, 1), (group, stripe), used);
     }
 
-    /// [`Self::set_bit`] for who knows where the block lies: group and stripe.
-    fn set_bit_in(&mut self, at: Pvbn, (group, stripe): (usize, u64), used: bool) {
-        let index = at.get() / BITS_PER_BLOCK;
+    /// [`Self::set_bit`] for who knows where the block lies, and so many behind it in the same area:
+    /// group and stripe.
+    fn set_bits_in(&mut self, (at, count): (Pvbn, u64), (group, stripe): (usize, u64), used: bool) {
+        let (mut from, end) = (at.get(), at.get() + count);
+        while from < end {
+            let stop = end.min((from / BITS_PER_BLOCK + 1) * BITS_PER_BLOCK);
+            self.flip_map(from, stop - from, used);
+            from = stop;
+        }
+        let area = stripe / self.area_stripes;
+        assert_eq!((stripe + count - 1) / self.area_stripes, area, "one area");
+        let slot = usize::try_from(area).unwrap_or(usize::MAX);
+        let by = u32::try_from(count).unwrap_or(u32::MAX);
+        let left = &mut self.counts[group][slot];
+        *left = if used { *left - by } else { *left + by };
+        let before: u64 = self.counts[..group].iter().map(|g| g.len() as u64).sum();
+        self.counts_file.edit((before + area) / AREA_COUNTS_PER_BLOCK, |_| ());
+    }
+
+    /// Marks neighbours with one block of the map.
+    fn flip_map(&mut self, first: u64, count: u64, used: bool) {
+        let index = first / BITS_PER_BLOCK;
         if !self.touched.contains_key(&index) {
             let before = match self.map.peek(Key::data(index)) {
                 Ok(block) => block.map_or(0, ones),
@@ -548,17 +616,7 @@ impl Space {
             };
             self.touched.insert(index, before);
         }
-        self.map.edit(index, |block| {
-            let (byte, mask) = bit_place(at.get() % BITS_PER_BLOCK);
-            assert!((block[byte] & mask != 0) != used, "{at:?} is marked already: used {used}");
-            block[byte] ^= mask;
-        });
-        let area = stripe / self.area_stripes;
-        let slot = usize::try_from(area).unwrap_or(usize::MAX);
-        let count = &mut self.counts[group][slot];
-        *count = if used { *count - 1 } else { *count + 1 };
-        let before: u64 = self.counts[..group].iter().map(|g| g.len() as u64).sum();
-        self.counts_file.edit((before + area) / AREA_COUNTS_PER_BLOCK, |_| ());
+        self.map.edit(index, |block| flip_run(block, first % BITS_PER_BLOCK, count, used));
     }
 
     /// Whether the map block of `at` is in memory, so that [`Self::free`] may run.
@@ -629,32 +687,43 @@ impl Space {
 
     /// Fills a block that was given out.
     pub fn put(&mut self, at: Pvbn, data: Block, crc: Crc, tag: BlockTag) {
-        let last = self.given_last.take_if(|(last, _)| *last == at).map(|(_, place)| place);
-        let place = last.or_else(|| self.given.remove(&at));
-        let Some((id, stripe)) = place else { panic!("{at:?} was not given out") };
-        let Some(open) = self.tetrises.get_mut(&id) else { panic!("{at:?} has no tetris") };
-        let row = open.stripes.first().and_then(|s| stripe.checked_sub(s.stripe));
-        let row = row.and_then(|row| usize::try_from(row).ok());
-        let Some(row) = row.and_then(|row| open.stripes.get_mut(row)) else {
-            panic!("{at:?} has no stripe")
+        let last = self.given_last.take_if(|(last, _)| *last == at).map(|(_, tetris)| tetris);
+        let Some(tetris) = last.or_else(|| self.given.remove(&at)) else {
+            panic!("{at:?} was not given out")
         };
-        row.blocks.push(WriteBlock { at, data, crc, tag });
-        open.filled += 1;
-        self.filled += 1;
-        self.finish(id);
+        self.put_run(Run { at, count: 1, tetris }, [(data, crc, tag)].into_iter());
+    }
+
+    /// Fills blocks that were given out together.
+    ///
+    /// # Panics
+    /// When there are not as many of them.
+    pub fn put_run(&mut self, run: Run, blocks: impl Iterator<Item = (Block, Crc, BlockTag)>) {
+        let Run { at, count, tetris } = run;
+        let Some(open) = self.tetrises.get_mut(&tetris) else { panic!("{at:?} has no tetris") };
+        let before = open.blocks.len();
+        let block = |(n, (data, crc, tag))| WriteBlock { at: at.plus(n), data, crc, tag };
+        open.blocks.extend((0..).zip(blocks).map(block));
+        assert_eq!((open.blocks.len() - before) as u64, count, "blocks from {at:?} on");
+        open.filled += count;
+        self.unfilled -= count;
+        self.filled += i64::try_from(count).unwrap_or(i64::MAX);
+        self.finish(tetris);
     }
 
     fn finish(&mut self, id: TetrisNo) {
         let ready = self.tetrises.get(&id).is_some_and(|o| o.closed && o.filled == o.given);
         if ready && let Some(open) = self.tetrises.remove(&id) {
+            let has_blocks = |(stripe, has): (StripeWrite, bool)| has.then_some(stripe);
             let stripes: Vec<StripeWrite> =
-                open.stripes.into_iter().filter(|s| !s.blocks.is_empty()).collect();
+                open.stripes.into_iter().filter_map(has_blocks).collect();
             assert!(
                 !stripes.is_empty(),
                 "a tetris is opened for a block that is given out at once"
             );
-            let (group, ahead) = (self.geometry.groups[open.group].group, open.ahead);
-            self.done.push((id, Tetris { group, stripes, ahead }));
+            let (blocks, ahead) = (open.blocks, open.ahead);
+            let group = self.geometry.groups[open.group].group;
+            self.done.push((id, Tetris { group, stripes, blocks, ahead }));
         }
     }
 
@@ -671,7 +740,7 @@ impl Space {
     /// Ends the consistency point's allocation: everything given out must have been filled.
     pub fn close(&mut self) {
         self.given.extend(self.given_last.take());
-        assert!(self.given.is_empty(), "{} blocks were given out and not filled", self.given.len());
+        assert!(self.unfilled == 0, "{} blocks were given out and not filled", self.unfilled);
         self.window.clear();
         let ids: Vec<TetrisNo> = self.tetrises.keys().copied().collect();
         for id in ids {

@@ -43,6 +43,10 @@ impl Key {
     pub const fn parent(self) -> Self {
         Self { level: self.level + 1, index: self.index >> POINTERS_SHIFT }
     }
+    /// It and those behind it.
+    pub fn behind(self) -> impl Iterator<Item = Self> {
+        (self.index..).map(move |index| Self { index, ..self })
+    }
     #[expect(clippy::cast_possible_truncation, reason = "masked to 8 bits")]
     const fn slot(self) -> usize {
         (self.index & (POINTERS_PER_BLOCK as u64 - 1)) as usize
@@ -324,9 +328,10 @@ impl Tree {
     pub fn dirty_from(&self, from: Key) -> Option<Key> {
         self.bufs.dirty_from(from).next()
     }
-    /// Dirty data blocks.
-    pub fn dirty_data(&self) -> impl Iterator<Item = u64> {
-        self.dirty_keys().take_while(|k| k.level == 0).map(|k| k.index)
+    /// The lowest dirty key, and how many dirty ones lie side by side from there on, as far as
+    /// [`Self::clean_run`] takes them.
+    pub fn first_dirty_run(&self) -> Option<(Key, u64)> {
+        self.bufs.first_dirty_run()
     }
     /// All dirty keys, lowest level first.
     pub fn dirty_keys(&self) -> impl Iterator<Item = Key> {
@@ -350,6 +355,43 @@ impl Tree {
         let tell = !core::mem::replace(&mut buf.queued, true);
         self.set_ptr(key, new);
         tell
+    }
+
+    /// The same for `count` blocks of one run ([`Self::first_dirty_run`]), in two steps. First: they are
+    /// clean from now on, and pinned until `tetris` is on the disks. Adds them to `blocks`, each
+    /// with whether the cache's clock must be told of it.
+    pub fn clean_run(
+        &mut self,
+        first: Key,
+        count: u64,
+        tetris: TetrisNo,
+        blocks: &mut Vec<(Block, bool)>,
+    ) {
+        self.bufs.clean_run(first, count, |buf| {
+            buf.tetris = tetris;
+            let tell = !core::mem::replace(&mut buf.queued, true);
+            blocks.push((buf.block.clone(), tell));
+        });
+    }
+
+    /// Second: they are given their places. Adds those that they had to `old`, but for holes.
+    pub fn set_run(&mut self, first: Key, new: &[BlockPtr], old: &mut Vec<BlockPtr>) {
+        let mut freed = |ptr: BlockPtr| old.extend((!ptr.is_hole()).then_some(ptr));
+        if first.level == self.height {
+            for (key, ptr) in first.behind().zip(new) {
+                freed(usize::try_from(key.index).map_or(BlockPtr::HOLE, |at| self.roots.get(at)));
+                self.set_ptr(key, *ptr);
+            }
+            return;
+        }
+        let Some(parent) = self.bufs.dirty_mut(first.parent()) else {
+            panic!("the parent of {first:?} must be dirty")
+        };
+        let node = parent.block.make_mut();
+        for (slot, ptr) in (first.slot()..).zip(new) {
+            freed(pointer_at(node, slot));
+            set_pointer_at(node, slot, *ptr);
+        }
     }
 
     /// Drops clean blocks that are on the disks (all before `written` are), for trees that no clock

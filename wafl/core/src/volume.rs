@@ -28,6 +28,7 @@ use cairn_wafl_format::{
 
 use cairn_wafl_nvlog::HalfToken;
 
+use crate::bits::{bit_place, first_clear_bit};
 use crate::in_core::InCore;
 use crate::streams::Streams;
 use crate::sums::Balance;
@@ -628,45 +629,4 @@ impl VolState {
 
 pub(crate) fn inode_offset(ino: InodeNo) -> usize {
     usize::try_from(ino.get() % INODES_PER_BLOCK).unwrap_or_default() * INODE_BYTES
-}
-
-/// Byte and mask of bit `bit` of a map block.
-pub(crate) fn bit_place(bit: u64) -> (usize, u8) {
-    debug_assert!(bit < BITS_PER_BLOCK);
-    (usize::try_from(bit / 8).unwrap_or_default(), 1 << (bit % 8))
-}
-
-/// First clear bit at or behind `from`.
-pub(crate) fn first_clear_bit(block: &[u8; 4096], from: u64) -> Option<u64> {
-    let mut word = usize::try_from(from / 64).ok()?;
-    let mut mask = !0u64 << (from % 64);
-    while word < 512 {
-        let bytes = block.get(word * 8..word * 8 + 8)?;
-        let mut value = [0; 8];
-        value.copy_from_slice(bytes);
-        let free = !u64::from_le_bytes(value) & mask;
-        if free != 0 {
-            return Some(word as u64 * 64 + u64::from(free.trailing_zeros()));
-        }
-        mask = !0;
-        word += 1;
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn first_clear_bit_finds_the_first_at_or_behind() {
-        let mut block = [0xff; 4096];
-        assert_eq!(first_clear_bit(&block, 0), None);
-        block[100] = 0b1110_1111;
-        assert_eq!(first_clear_bit(&block, 0), Some(804));
-        assert_eq!(first_clear_bit(&block, 804), Some(804));
-        assert_eq!(first_clear_bit(&block, 805), None);
-        block[4095] = 0x7f;
-        assert_eq!(first_clear_bit(&block, 805), Some(32767));
-    }
 }

@@ -712,9 +712,9 @@ impl Aggregate for Watched {
         for stripe in &tetris.stripes {
             let told = tetris.ahead.binary_search(&stripe.stripe).is_ok();
             self.told.fetch_add(u64::from(told), Ordering::Relaxed);
-            let mine = stripe.blocks.iter().filter(|b| b.data.starts_with(KEPT));
-            kept.0.extend(mine.map(|b| b.at));
         }
+        let mine = tetris.blocks.iter().filter(|b| b.data.starts_with(KEPT));
+        kept.0.extend(mine.map(|b| b.at));
         self.inner.write(tetris)
     }
     fn commit_root(&self, root: RootRecord) -> BoxFuture<Result<(), WriteError>> {

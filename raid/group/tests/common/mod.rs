@@ -167,10 +167,10 @@ impl Bench {
         let count = 1 + self.rng.below(24);
         let window = self.stripes.min(group.stripes.get() - count - self.offset);
         let first = self.offset + self.rng.below(window);
-        let mut stripes = Vec::new();
+        let (mut stripes, mut blocks) = (Vec::new(), Vec::new());
         for stripe in first..first + count {
             let whole = self.rng.below(100) < full_share;
-            let mut blocks = Vec::new();
+            let before = blocks.len();
             let mut others = false;
             for column in &group.data {
                 let at = column.pvbn_base.plus(stripe);
@@ -194,8 +194,8 @@ impl Bench {
                 });
                 self.pending.insert(at.get(), self.next);
             }
-            if !blocks.is_empty() {
-                stripes.push(StripeWrite { stripe, blocks, rest_is_free: !others });
+            if blocks.len() > before {
+                stripes.push(StripeWrite { stripe, rest_is_free: !others });
             }
         }
         let reached = |stripe: u64| {
@@ -204,7 +204,11 @@ impl Bench {
         let end = (first + 3 * count).min(group.stripes.get());
         let ahead = (first..end).filter(|s| !reached(*s));
         let ahead = if self.next.is_multiple_of(3) { Arc::default() } else { ahead.collect() };
-        Tetris { group: group.group, stripes, ahead }
+        // Half of them as the storage manager gives them.
+        if self.next.is_multiple_of(2) {
+            blocks.sort_by_key(|block| block.at);
+        }
+        Tetris { group: group.group, stripes, blocks, ahead }
     }
 
     pub fn write(&mut self, full_share: u64) -> Option<Result<(), WriteError>> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use cairn_sys::Block;
 use cairn_wafl_format::BITS_PER_BLOCK;
 
-use crate::volume::bit_place;
+use crate::bits::bit_place;
 
 /// A set of numbers, a map block's worth of bits at a time, laid out as map blocks are.
 #[derive(Default)]

@@ -13,11 +13,12 @@ use cairn_wafl_format::{BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK, InodeKind, 
 
 use super::findings::Dangling;
 use super::{Audit, Finding, VolumeCount};
+use crate::bits::bit_place;
 use crate::cp::{Engine, container_entry, flip, set_container};
 use crate::manager::{Inner, Volume};
 use crate::space::SpaceFile;
 use crate::tree::Key;
-use crate::volume::{FileId, Stop, VolState, bit_place, miss};
+use crate::volume::{FileId, Stop, VolState, miss};
 
 /// A step of a repair under a volume's lock: whether it changed anything.
 type Step = Result<bool, Stop>;

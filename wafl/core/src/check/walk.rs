@@ -16,8 +16,8 @@ use super::bits::Bits;
 use super::reader::{At, FileReader, TreeWalk, children, read};
 use super::volume::Names;
 use super::{Audit, Finding, Owner};
+use crate::bits::bit_place;
 use crate::space::count_at;
-use crate::volume::bit_place;
 
 /// How far a walk is, for those who watch it and may stop it.
 #[derive(Debug, Default)]

@@ -8,15 +8,18 @@ use cairn_sys::Block;
 use cairn_units::{Pvbn, Vvbn};
 use cairn_wafl_format::{BITS_PER_BLOCK, CONTAINER_ENTRIES_PER_BLOCK};
 
+use crate::bits::{clear_run, first_clear_bit, flip_run};
 use crate::block_set::BlockSet;
 use crate::space::ones;
 use crate::tree::{Key, TreeMiss};
-use crate::volume::{FileId, Miss, VolState, bit_place, first_clear_bit};
+use crate::volume::{FileId, Miss, VolState};
 
 /// VVBNs of one volume that are marked used and wait for a block.
 #[derive(Default)]
 pub(super) struct Vvbns {
-    pub(super) ready: VecDeque<Vvbn>,
+    /// Neighbours with one block of the container map: the first of them, and how many.
+    ready: VecDeque<(Vvbn, u64)>,
+    ready_count: u64,
     /// Bits set in each touched map block before its first change.
     touched: BTreeMap<u64, u64>,
     pub(super) taken: u64,
@@ -34,13 +37,41 @@ pub(crate) fn container_entry(block: &Block, vvbn: u64) -> Pvbn {
 }
 
 pub(crate) fn set_container(st: &mut VolState, vvbn: Vvbn, pvbn: Pvbn) {
-    let at = usize::try_from(vvbn.get() % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
+    set_container_run(st, vvbn, pvbn, 1);
+}
+
+/// Notes where `count` neighbours with one block of the container map lie: side by side.
+pub(super) fn set_container_run(st: &mut VolState, vvbn: Vvbn, pvbn: Pvbn, count: u64) {
+    let first = usize::try_from(vvbn.get() % CONTAINER_ENTRIES_PER_BLOCK).unwrap_or_default() * 8;
+    let end = first + usize::try_from(count).unwrap_or(usize::MAX / 8) * 8;
     st.container_map.edit(vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK, |block| {
-        block[at..at + 8].copy_from_slice(&pvbn.get().to_le_bytes());
+        for (entry, at) in block[first..end].chunks_exact_mut(8).zip(pvbn.get()..) {
+            entry.copy_from_slice(&at.to_le_bytes());
+        }
     });
 }
 
 impl Vvbns {
+    /// VVBNs that wait for a block.
+    pub(super) fn ready(&self) -> u64 {
+        self.ready_count
+    }
+    /// Neighbours that [`Self::take_run`] can give at once.
+    pub(super) fn ready_run(&self) -> u64 {
+        self.ready.front().map_or(0, |(_, count)| *count)
+    }
+    /// The first `count` of those.
+    pub(super) fn take_run(&mut self, count: u64) -> Option<Vvbn> {
+        let (first, left) = self.ready.front_mut().filter(|(_, left)| *left >= count)?;
+        let taken = *first;
+        (*first, *left) = (first.plus(count), *left - count);
+        if *left == 0 {
+            self.ready.pop_front();
+        }
+        self.ready_count -= count;
+        Some(taken)
+    }
+
     pub(super) fn is_untouched(&self) -> bool {
         self.touched.is_empty()
     }
@@ -63,7 +94,7 @@ impl Vvbns {
     ) -> Result<(), Miss> {
         // Blocks of the two maps that the last VVBN showed to be in memory and noted.
         let mut sure = None;
-        while (self.ready.len() as u64) < blocks {
+        while self.ready_count < blocks {
             if st.vvbn_cursor >= st.vvbn_end || st.vvbn_cursor == 0 {
                 *wraps += u32::from(st.vvbn_cursor != 0);
                 st.vvbn_cursor = 1;
@@ -95,10 +126,18 @@ impl Vvbns {
                 st.container_map.edit(entry.index, |_| ());
                 sure = Some((index, entry.index));
             }
-            flip(st, vvbn, true);
-            self.taken += 1;
-            self.ready.push_back(Vvbn::new(vvbn));
-            st.vvbn_cursor = vvbn + 1;
+            let most = (blocks - self.ready_count)
+                .min((entry.index + 1) * CONTAINER_ENTRIES_PER_BLOCK - vvbn)
+                .min(st.vvbn_end - vvbn)
+                .min(BITS_PER_BLOCK - free);
+            let map = st.active_map.peek(key).map_err(at_map)?;
+            let most = map.map_or(most, |map| clear_run(map, free, most));
+            let count = self.freed.gap(vvbn, most);
+            flip_many(st, vvbn, count, true);
+            self.taken += count;
+            self.ready.push_back((Vvbn::new(vvbn), count));
+            self.ready_count += count;
+            st.vvbn_cursor = vvbn + count;
         }
         Ok(())
     }
@@ -118,10 +157,11 @@ impl Vvbns {
 
     /// Marks what was not needed free again; the map blocks are dirty already.
     pub(super) fn give_back(&mut self, st: &mut VolState) {
-        for vvbn in core::mem::take(&mut self.ready) {
-            flip(st, vvbn.get(), false);
-            self.taken -= 1;
+        for (first, count) in core::mem::take(&mut self.ready) {
+            flip_many(st, first.get(), count, false);
+            self.taken -= count;
         }
+        self.ready_count = 0;
     }
 
     pub(super) fn check(&self, st: &VolState) -> Result<(), (u64, u64)> {
@@ -138,9 +178,11 @@ impl Vvbns {
 }
 
 pub(crate) fn flip(st: &mut VolState, vvbn: u64, used: bool) {
-    st.active_map.edit(vvbn / BITS_PER_BLOCK, |block| {
-        let (byte, mask) = bit_place(vvbn % BITS_PER_BLOCK);
-        assert!((block[byte] & mask != 0) != used, "VVBN {vvbn} is marked already: used {used}");
-        block[byte] ^= mask;
-    });
+    flip_many(st, vvbn, 1, used);
+}
+
+/// Marks neighbours with one block of the active map.
+fn flip_many(st: &mut VolState, first: u64, count: u64, used: bool) {
+    let map = &mut st.active_map;
+    map.edit(first / BITS_PER_BLOCK, |block| flip_run(block, first % BITS_PER_BLOCK, count, used));
 }

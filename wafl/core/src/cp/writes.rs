@@ -252,7 +252,7 @@ impl Writes {
 
     async fn send_first(&mut self, inner: &Inner) -> Result<(), CpError> {
         let Some((no, tetris)) = self.waiting.pop_front() else { return Ok(()) };
-        let blocks: usize = tetris.stripes.iter().map(|s| s.blocks.len()).sum();
+        let blocks = tetris.blocks.len();
         let weight = u32::try_from(blocks).unwrap_or(u32::MAX);
         let weight = weight.clamp(TETRIS_BLOCKS_MIN, BLOCKS_IN_FLIGHT);
         let permit = self.room.clone().acquire_many_owned(weight).await;
