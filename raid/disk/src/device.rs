@@ -151,7 +151,7 @@ impl Device {
 /// What a request wants, with the buffers that it owns.
 pub(crate) enum Op {
     Read(Vec<BlockMut>),
-    Write(Vec<Block>),
+    Write(Arc<Vec<Block>>),
     /// Write and make these blocks stable.
     WriteStable(Vec<Block>),
     Flush,
@@ -178,7 +178,8 @@ impl Op {
     pub(crate) fn blocks(&self) -> u64 {
         match self {
             Self::Read(bufs) => bufs.len() as u64,
-            Self::Write(blocks) | Self::WriteStable(blocks) => blocks.len() as u64,
+            Self::Write(blocks) => blocks.len() as u64,
+            Self::WriteStable(blocks) => blocks.len() as u64,
             Self::Flush => 0,
             Self::Discard(count) => count.get(),
         }

@@ -93,6 +93,9 @@ impl Disk for DriverDisk {
         self.start(at, Op::Read(bufs))
     }
     fn write(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
+        self.write_shared(at, Arc::new(blocks))
+    }
+    fn write_shared(&self, at: Dbn, blocks: Arc<Vec<Block>>) -> BoxFuture<Result<(), DiskError>> {
         let answer = self.start(at, Op::Write(blocks));
         Box::pin(async move { answer.await.map(drop) })
     }

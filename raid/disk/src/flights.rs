@@ -74,7 +74,8 @@ impl Flights {
         }
         let vector = match &mut request.op {
             Op::Read(bufs) => Vector::of_bufs(bufs),
-            Op::Write(blocks) | Op::WriteStable(blocks) => Vector::of_blocks(blocks),
+            Op::Write(blocks) => Vector::of_blocks(blocks),
+            Op::WriteStable(blocks) => Vector::of_blocks(blocks),
             Op::Flush | Op::Discard(_) => Vector::of_blocks(&[]),
         };
         let deadline = now() + timeout;

@@ -38,6 +38,8 @@ pub use open::{
     OpenedDisk, create_file_disk, open_disks,
 };
 
+use std::sync::Arc;
+
 use cairn_sys::{Block, BlockMut, BoxFuture};
 use cairn_units::{Blocks, Dbn};
 
@@ -137,6 +139,14 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// Any [`DiskError`]; any part of the blocks may have been written.
     fn write(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>>;
+
+    /// [`Self::write`] for who needs the blocks again should it fail.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    fn write_shared(&self, at: Dbn, blocks: Arc<Vec<Block>>) -> BoxFuture<Result<(), DiskError>> {
+        self.write(at, Vec::clone(&blocks))
+    }
 
     /// Makes every write that completed before this call stable.
     ///

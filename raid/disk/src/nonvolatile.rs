@@ -31,6 +31,9 @@ impl Disk for NonVolatile {
     fn write(&self, at: Dbn, blocks: Vec<Block>) -> BoxFuture<Result<(), DiskError>> {
         self.0.write(at, blocks)
     }
+    fn write_shared(&self, at: Dbn, blocks: Arc<Vec<Block>>) -> BoxFuture<Result<(), DiskError>> {
+        self.0.write_shared(at, blocks)
+    }
     fn flush(&self) -> BoxFuture<Result<(), DiskError>> {
         Box::pin(core::future::ready(Ok(())))
     }

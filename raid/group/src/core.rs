@@ -5,7 +5,7 @@
 //! death is stable in the configuration of the others before any later write is acknowledged
 //! ([`Core::settle`], in `failure.rs`).
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cairn_raid_api::{RaidCounters, RootRecord, ScrubFinding, ScrubStatus};
@@ -16,11 +16,12 @@ use cairn_sys::{Block, BoxFuture, World, mutant};
 use cairn_units::{Dbn, DiskUuid, GroupNo};
 
 use crate::commit::RootSlot;
+use crate::marks::Marks;
 use crate::member::Member;
 use crate::ondisk::StampV1;
 use crate::open::Opener;
 use crate::stamps::StampCache;
-use crate::stripe_log::{BareRecord, StripeLog};
+use crate::stripe_log::StripeLog;
 use crate::tools::{StripeLocks, join_all};
 use crate::view::View;
 
@@ -71,24 +72,15 @@ pub(crate) struct RootState {
 /// State that belongs to the flush interval; held exclusively by a flush, shared by whoever
 /// writes stripes.
 pub(crate) struct Interval {
-    pub marks: Mutex<BTreeMap<(GroupNo, u64), Mark>>,
+    pub marks: Mutex<Marks>,
     /// Held by who logs stripes ahead: the others then find them logged.
     pub ahead: AsyncMutex<()>,
-}
-
-/// What is known of a stripe in this interval.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Mark {
-    /// Data columns modified since the last flush, or about to be.
-    pub mask: [u64; 4],
-    /// The record of it that is stable, when it has no payload and none came after it.
-    pub stable: Option<BareRecord>,
 }
 
 impl Default for Interval {
     fn default() -> Self {
         Self {
-            marks: Mutex::new(Rank::StripeMasks, BTreeMap::new()),
+            marks: Mutex::new(Rank::StripeMasks, Marks::default()),
             ahead: AsyncMutex::new(Rank::StripesAhead, ()),
         }
     }
@@ -238,27 +230,6 @@ impl Writes {
     }
     pub(crate) fn is_empty(&self) -> bool {
         self.disks.is_empty() && self.slots.iter().all(|s| s.cells.is_empty())
-    }
-}
-
-/// Looks up the marks of one stripe of a group after the other.
-pub(crate) struct MarkCursor<'m> {
-    range: core::iter::Peekable<btree_map::Range<'m, (GroupNo, u64), Mark>>,
-}
-
-impl<'m> MarkCursor<'m> {
-    /// For stripes from `first` on.
-    pub(crate) fn new(
-        marks: &'m BTreeMap<(GroupNo, u64), Mark>,
-        group: GroupNo,
-        first: u64,
-    ) -> Self {
-        Self { range: marks.range((group, first)..=(group, u64::MAX)).peekable() }
-    }
-    /// The mark of a stripe; none is asked for that comes before the one asked for last.
-    pub(crate) fn get(&mut self, stripe: u64) -> Option<&'m Mark> {
-        while self.range.next_if(|((_, at), _)| *at < stripe).is_some() {}
-        self.range.peek().filter(|((_, at), _)| *at == stripe).map(|(_, mark)| *mark)
     }
 }
 
@@ -452,10 +423,11 @@ async fn write_disk(member: &Arc<Member>, writes: DiskWrites) -> Result<(), Disk
 async fn write_run(member: &Member, at: Dbn, run: Vec<Block>) -> Result<(), DiskError> {
     let count = run.len();
     tracing::trace!(disk = %member.uuid, dbn = at.get(), blocks = count, "disk write");
-    match member.disk.write(at, run.clone()).await {
+    let run = Arc::new(run);
+    match member.disk.write_shared(at, run.clone()).await {
         Err(DiskError::Medium { .. }) => {
-            for (i, block) in (0u64..).zip(run) {
-                member.disk.write(at.plus(i), vec![block]).await?;
+            for (i, block) in (0u64..).zip(&*run) {
+                member.disk.write(at.plus(i), vec![block.clone()]).await?;
             }
             Ok(())
         }

@@ -36,6 +36,7 @@ mod label;
 mod layout;
 mod log_areas;
 pub mod log_spread;
+mod marks;
 mod member;
 mod ondisk;
 mod open;

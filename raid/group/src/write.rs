@@ -14,7 +14,7 @@ use cairn_sys::{Block, mutant};
 use cairn_units::GroupNo;
 
 use crate::code::{Code, Parity, Spare};
-use crate::core::{Core, Interval, Mark, MarkCursor, Purpose, Writes, count};
+use crate::core::{Core, Interval, Purpose, Writes, count};
 use crate::grid::Grid;
 use crate::layout::STRIPE_LOG_BLOCKS_MIN;
 use crate::member::Member;
@@ -129,10 +129,9 @@ impl Core {
         let chunk = Chunk { group, stamps: &stamps, new };
         let mut jobs: Vec<Job> = {
             let marks = interval.marks.lock();
-            let mut marks = MarkCursor::new(&marks, group.group, first);
-            let mut before = |stripe| marks.get(stripe).map_or_else(Default::default, |m| m.mask);
+            let mut marks = marks.from(group.group, first);
             let rows = stripes.iter().zip(first_row..);
-            rows.map(|(s, row)| Job::new(chunk, *s, row, before(s.stripe))).collect()
+            rows.map(|(s, row)| Job::new(chunk, *s, row, marks.mask(s.stripe))).collect()
         };
         let computed = self.compute(chunk, &mut jobs).await;
         if computed.is_err() {
@@ -189,11 +188,8 @@ impl Core {
         let leave_new = |records: &mut Vec<Record>| {
             let Some(first) = records.first().map(|r| r.stripe) else { return };
             let marks = interval.marks.lock();
-            let mut marks = MarkCursor::new(&marks, group.group, first);
-            records.retain(|record| {
-                let mark = marks.get(record.stripe).and_then(|m| m.stable);
-                mark.is_none() || mark != record.bare()
-            });
+            let mut marks = marks.from(group.group, first);
+            records.retain(|record| !marks.has(record));
         };
         leave_new(records);
         let mut _held = None;
@@ -210,24 +206,16 @@ impl Core {
         if records.is_empty() {
             return Ok(());
         }
-        {
+        let begun: Vec<_> = {
             let mut marks = interval.marks.lock();
-            for record in records.iter() {
-                let early = mutant("ahead-believed-before-stable");
-                let stable = record.bare().filter(|_| early);
-                let mark = Mark { mask: record.mask, stable };
-                marks.insert((record.group, record.stripe), mark);
-            }
-        }
+            records.iter().map(|record| (record.stripe, marks.begin(record))).collect()
+        };
         let payload: usize = records.iter().map(Record::payload_blocks).sum();
         *taken = log_blocks(records.len(), payload);
-        let stable: Vec<_> = records.iter().map(|r| (r.group, r.stripe, r.bare())).collect();
         self.log_append(std::mem::take(records)).await?;
         let mut marks = interval.marks.lock();
-        for (group, stripe, bare) in stable {
-            if let Some(mark) = marks.get_mut(&(group, stripe)) {
-                mark.stable = bare;
-            }
+        for (stripe, bare) in begun {
+            marks.believe(group.group, stripe, bare);
         }
         Ok(())
     }

@@ -151,12 +151,20 @@ impl VolState {
         let bytes = u64::from(payload.len());
         let file = self.file_mut(ino);
         let mut dirtied = crate::tree::Dirtied::default();
-        for ((index, from, to), block) in pieces(offset, bytes).zip(payload.blocks()) {
-            dirtied += if from == 0 && to == BLOCK_BYTES {
-                file.tree.put(index, block.clone())
-            } else {
-                file.tree.edit(index, |old| old[from..to].copy_from_slice(&block[from..to]))
-            };
+        let blocks = payload.blocks();
+        // Between a first and a last block that may be written in part there are only whole ones.
+        let (whole, end) = (blocks_of(offset), (offset + bytes) / BLOCK_BYTES_U64);
+        if whole < end {
+            let at = |index: u64| usize::try_from(index - offset / BLOCK_BYTES_U64);
+            let run = at(whole).ok().zip(at(end).ok()).and_then(|(a, b)| blocks.get(a..b));
+            let Some(run) = run else { panic!("{bytes} bytes in {} blocks", blocks.len()) };
+            dirtied += file.tree.put_all(whole, run);
+        }
+        for ((index, from, to), block) in pieces(offset, bytes).zip(blocks) {
+            if from > 0 || to < BLOCK_BYTES {
+                dirtied +=
+                    file.tree.edit(index, |old| old[from..to].copy_from_slice(&block[from..to]));
+            }
         }
         file.inode.size = file.inode.size.max(offset + bytes);
         file.inode.mode = mode;

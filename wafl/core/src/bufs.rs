@@ -32,6 +32,29 @@ pub(crate) struct Buf {
     pub queued: bool,
 }
 
+impl Buf {
+    /// New content that has no place yet. Nobody has used it: when the clock comes by first, it
+    /// goes, so that a stream of them does not drive out what is used.
+    pub fn written(block: Block) -> Self {
+        Self { block, hot: Cell::new(false), tetris: TetrisNo::NONE, queued: false }
+    }
+}
+
+/// What [`Bufs::put_run`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PutRun {
+    new: u16,
+    /// Buffers that were clean or not there.
+    pub dirtied: u64,
+}
+
+impl PutRun {
+    /// Which buffers were not there: their places in the run.
+    pub fn new(self) -> impl Iterator<Item = usize> {
+        ones(self.new).map(|place| place as usize)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Chunk {
     bufs: [Option<Buf>; CHUNK],
@@ -164,6 +187,33 @@ impl Held {
         assert!(chunk.bufs[within].is_none(), "{key:?} is already in memory");
         chunk.bufs[within] = Some(buf);
         chunk.present |= 1 << within;
+    }
+    fn put_run(&mut self, first: Key, blocks: &[Block]) -> PutRun {
+        let (id, within) = ChunkId::of(first);
+        let end = within + blocks.len();
+        assert!(end <= CHUNK && !blocks.is_empty(), "blocks from {first:?} on are not one run");
+        let run = u16::MAX << within & u16::MAX >> (CHUNK - end);
+        let at = self.place(id);
+        let Some(chunk) = &mut self.chunks[at as usize] else { unreachable!("made above") };
+        for (buf, block) in chunk.bufs[within..end].iter_mut().zip(blocks) {
+            match buf {
+                Some(buf) => {
+                    buf.block = block.clone();
+                    buf.hot.set(true);
+                }
+                None => *buf = Some(Buf::written(block.clone())),
+            }
+        }
+        let (new, dirtied) = (run & !chunk.present, run & !chunk.dirty);
+        let was_clean = chunk.dirty == 0;
+        chunk.present |= run;
+        chunk.dirty |= run;
+        self.resident += new.count_ones() as usize;
+        self.dirty_count += u64::from(dirtied.count_ones());
+        if was_clean {
+            assert!(self.dirty.insert(id), "the set of dirty chunks is right");
+        }
+        PutRun { new: new >> within, dirtied: dirtied.count_ones().into() }
     }
     fn remove(&mut self, key: Key) -> Option<(Buf, bool)> {
         let dirty = self.set_dirty(key, false);
@@ -314,6 +364,41 @@ impl Bufs {
         };
     }
 
+    /// Blocks from `key` on that [`Self::put_run`] can take at once.
+    pub fn run_max(key: Key) -> usize {
+        CHUNK - ChunkId::of(key).1
+    }
+
+    /// Puts new content into buffers that lie side by side, up to [`Self::run_max`]; those that are
+    /// not there are added. All of them are dirty then.
+    ///
+    /// # Panics
+    /// When there are none, or more than that.
+    pub fn put_run(&mut self, first: Key, blocks: &[Block]) -> PutRun {
+        if let Bufs::Many(held) = self {
+            return held.put_run(first, blocks);
+        }
+        if let [block] = blocks {
+            let there = self.get_mut(first).map(|buf| {
+                buf.block = block.clone();
+                buf.hot.set(true);
+            });
+            if there.is_none() {
+                self.insert(first, Buf::written(block.clone()));
+            }
+            let dirtied = u64::from(!self.set_dirty(first, true));
+            return PutRun { new: u16::from(there.is_none()), dirtied };
+        }
+        let mut held = Box::<Held>::default();
+        if let Bufs::One(one) = core::mem::take(self) {
+            held.insert(one.key, one.buf);
+            held.set_dirty(one.key, one.dirty);
+        }
+        let put = held.put_run(first, blocks);
+        *self = Bufs::Many(held);
+        put
+    }
+
     /// Takes a buffer out, with whether it was dirty.
     pub fn remove(&mut self, key: Key) -> Option<(Buf, bool)> {
         let removed = match self {
@@ -402,7 +487,7 @@ mod tests {
         #[test]
         fn chunks_are_a_map_of_keys(
             steps in prop::collection::vec(
-                (0u8..6, prop_oneof![Just((0u8, 1u64)), Just((0, 2)), (0u8..3, 0u64..70)]),
+                (0u8..7, prop_oneof![Just((0u8, 1u64)), Just((0, 2)), (0u8..3, 0u64..70)]),
                 1..200,
             ),
         ) {
@@ -439,6 +524,17 @@ mod tests {
                                 twin.insert(*key, false);
                             }
                         }
+                    }
+                    5 => {
+                        let count = (1 + usize::from(level)).min(Bufs::run_max(key));
+                        let run: Vec<Key> = key.behind().take(count).collect();
+                        let is_new = |place: &usize| !twin.contains_key(&run[*place]);
+                        let new: Vec<usize> = (0..count).filter(is_new).collect();
+                        let dirtied = run.iter().filter(|k| twin.get(*k) != Some(&true)).count();
+                        let put = bufs.put_run(key, &vec![Block::zero(); count]);
+                        prop_assert_eq!(put.new().collect::<Vec<_>>(), new);
+                        prop_assert_eq!(put.dirtied, dirtied as u64);
+                        twin.extend(run.into_iter().map(|k| (k, true)));
                     }
                     _ => prop_assert_eq!(bufs.contains(key), twin.contains_key(&key)),
                 }

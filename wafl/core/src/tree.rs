@@ -274,25 +274,36 @@ impl Tree {
 
     /// Puts a whole new block at `index` of the data level. It must be [`Self::reachable`].
     pub fn put(&mut self, index: u64, block: Block) -> Dirtied {
+        self.put_all(index, &[block])
+    }
+
+    /// Puts whole new blocks from `index` of the data level on. They must be [`Self::reachable`].
+    pub fn put_all(&mut self, index: u64, mut blocks: &[Block]) -> Dirtied {
         let mut dirtied = Dirtied::default();
-        self.grow_for(index, &mut dirtied);
-        let key = Key::data(index);
-        if let Some(buf) = self.bufs.get_mut(key) {
-            buf.block = block;
-            buf.hot.set(true);
-            if self.bufs.set_dirty(key, true) {
-                return dirtied;
+        let mut key = Key::data(index);
+        while !blocks.is_empty() {
+            let run;
+            (run, blocks) = blocks.split_at(blocks.len().min(Bufs::run_max(key)));
+            self.grow_for(key.index + run.len() as u64 - 1, &mut dirtied);
+            let put = self.bufs.put_run(key, run);
+            // A run has one parent.
+            let node = self.bufs.get(key.parent()).filter(|_| self.height > 0);
+            let is_hole = |place: usize| match node {
+                Some(node) => pointer_at(&node.block, key.slot() + place).is_hole(),
+                None => {
+                    let at = Key { index: key.index + place as u64, ..key };
+                    self.ptr(at).is_ok_and(|ptr| ptr.is_hole())
+                }
+            };
+            let fresh = put.new().filter(|place| is_hole(*place)).count();
+            dirtied.blocks += put.dirtied;
+            dirtied.fresh += fresh as u64;
+            self.blocks += i64::try_from(fresh).unwrap_or(i64::MAX);
+            if put.dirtied > 0 {
+                self.dirty_ancestors(key, &mut dirtied);
             }
-            dirtied.blocks += 1;
-        } else {
-            let placed = !matches!(self.ptr(key), Ok(p) if p.is_hole());
-            self.add_dirty(key, block, &mut dirtied);
-            if placed {
-                self.blocks -= 1;
-                dirtied.fresh -= 1;
-            }
+            key.index += run.len() as u64;
         }
-        self.dirty_ancestors(key, &mut dirtied);
         dirtied
     }
 
