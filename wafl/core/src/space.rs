@@ -392,7 +392,7 @@ impl Space {
     }
 
     /// Whether each of `count` blocks from `from` on may be given out.
-    fn free_run(&self, from: Pvbn, count: u64) -> Result<Vec<bool>, TreeMiss> {
+    fn free_bits(&self, from: Pvbn, count: u64) -> Result<Vec<bool>, TreeMiss> {
         let mut out = Vec::with_capacity(usize::try_from(count).unwrap_or_default());
         let (mut at, end) = (from.get(), from.get() + count);
         while at < end {
@@ -451,7 +451,7 @@ impl Space {
         let mut free = 0;
         for column in &self.geometry.groups[group].data {
             // The map of a missing column too: the window looks at it to know whole stripes.
-            let run = self.free_run(column.pvbn_base.plus(first), end - first);
+            let run = self.free_bits(column.pvbn_base.plus(first), end - first);
             let run = run.map_err(|m| NoBlock::Miss(SpaceFile::Map, m))?;
             if self.is_used(column) {
                 free += run.iter().filter(|f| **f).count() as u64;
@@ -512,7 +512,7 @@ impl Space {
     fn whole_stripes(&self, group: usize, first: u64, end: u64) -> Result<Arc<[u64]>, TreeMiss> {
         let mut whole = vec![true; usize::try_from(end - first).unwrap_or(0)];
         for column in &self.geometry.groups[group].data {
-            let run = self.free_run(column.pvbn_base.plus(first), end - first)?;
+            let run = self.free_bits(column.pvbn_base.plus(first), end - first)?;
             let used = |free: bool| !free && !mutant("stripe-in-use-told-ahead");
             whole.iter_mut().zip(run).for_each(|(whole, free)| *whole &= !used(free));
         }
@@ -530,7 +530,7 @@ impl Space {
         let whole = |stripe| (StripeWrite { stripe, rest_is_free: true }, false);
         let mut stripes: Vec<_> = (first..end).map(whole).collect();
         for column in &self.geometry.groups[group].data {
-            let run = self.free_run(column.pvbn_base.plus(first), end - first)?;
+            let run = self.free_bits(column.pvbn_base.plus(first), end - first)?;
             for ((stripe, free), row) in (first..end).zip(run).zip(&mut stripes) {
                 let at = column.pvbn_base.plus(stripe);
                 if !free {
@@ -628,13 +628,27 @@ impl Space {
 
     /// Marks a block free; it is given out again after this consistency point.
     pub fn free(&mut self, at: Pvbn) {
-        self.set_bit(at, false);
-        self.used -= 1;
-        self.released += 1;
+        self.free_run(at, 1);
+    }
+
+    /// The same for up to `most` that lie side by side, those with one block of the map and in one area;
+    /// says how many.
+    pub fn free_run(&mut self, at: Pvbn, most: u64) -> u64 {
+        let Some((group, _, stripe)) = self.geometry.locate(at) else {
+            panic!("{at:?} is outside the aggregate")
+        };
+        let area_end = (stripe / self.area_stripes + 1) * self.area_stripes;
+        let stripes = self.geometry.groups[group].stripes.get();
+        let in_map = BITS_PER_BLOCK - at.get() % BITS_PER_BLOCK;
+        let count = most.min(area_end.min(stripes) - stripe).min(in_map);
+        self.set_bits_in((at, count), (group, stripe), false);
+        self.used -= count;
+        self.released += count;
         if !mutant("block-reused-one-cp-early") {
-            self.freed.insert(at.get());
+            self.freed.insert_run(at.get(), count);
         }
-        // A window computed before never holds it: it was in use then.
+        // A window computed before never holds them: they were in use then.
+        count
     }
 
     /// Marks block 0 as used, which no pointer can name, if the aggregate has it.

@@ -25,6 +25,7 @@ use cairn_wafl_format::{
 
 use crate::bufs::{Buf, Bufs};
 use crate::cp::TetrisNo;
+use crate::freed::Freed;
 
 /// Levels of indirect blocks at the most: 16 * 256^6 blocks are 2^64 bytes and more.
 pub(crate) const HEIGHT_MAX: u8 = 6;
@@ -386,7 +387,7 @@ impl Tree {
     }
 
     /// Second: they are given their places. Adds those that they had to `old`, but for holes.
-    pub fn set_run(&mut self, first: Key, new: &[BlockPtr], old: &mut Vec<BlockPtr>) {
+    pub fn set_run(&mut self, first: Key, new: &[BlockPtr], old: &mut Freed) {
         let mut freed = |ptr: BlockPtr| old.extend((!ptr.is_hole()).then_some(ptr));
         if first.level == self.height {
             for (key, ptr) in first.behind().zip(new) {
@@ -558,11 +559,8 @@ impl Tree {
 
     /// Frees the last part of a tree that nobody reads any more: one bottom node and its data
     /// blocks, into `freed`.
-    pub fn reap(
-        &mut self,
-        freed: &mut Vec<BlockPtr>,
-    ) -> Result<(Reaped, Dirtied, Dropped), TreeMiss> {
-        let already = freed.len();
+    pub fn reap(&mut self, freed: &mut Freed) -> Result<(Reaped, Dirtied, Dropped), TreeMiss> {
+        let already = freed.blocks();
         let (mut dirtied, mut dropped) = (Dirtied::default(), Dropped::default());
         let top = (0..DIRECT_POINTERS).rev().map(|i| Key { level: self.height, index: i as u64 });
         let mut found = None;
@@ -583,13 +581,14 @@ impl Tree {
         }
         if key.level == 1 {
             if let Some(block) = self.peek(key)? {
-                let children: Vec<BlockPtr> =
-                    (0..POINTERS_PER_BLOCK).map(|s| pointer_at(block, s)).collect();
-                freed.extend(children.into_iter().filter(|p| !p.is_hole()));
+                let children = (0..POINTERS_PER_BLOCK).map(|s| pointer_at(block, s));
+                freed.extend(children.filter(|p| !p.is_hole()));
             }
             let base = key.index << POINTERS_SHIFT;
-            for slot in 0..POINTERS_PER_BLOCK as u64 {
-                self.drop_buf(Key::data(base + slot), &mut dropped);
+            let end = base + POINTERS_PER_BLOCK as u64;
+            let held = self.bufs.keys_from(0, base).take_while(|key| key.index < end);
+            for key in held.collect::<Vec<_>>() {
+                self.drop_buf(key, &mut dropped);
             }
         }
         let own = self.ptr(key)?;
@@ -601,7 +600,7 @@ impl Tree {
         if key.level == self.height || self.bufs.contains(key.parent()) {
             self.set_ptr(key, BlockPtr::HOLE);
         }
-        let gone = (freed.len() - already) as u64 + dropped.fresh;
+        let gone = freed.blocks() - already + dropped.fresh;
         self.blocks -= i64::try_from(gone).unwrap_or(i64::MAX);
         Ok((Reaped::More, dirtied, dropped))
     }
@@ -626,7 +625,7 @@ impl Tree {
     }
 
     /// Makes data blocks `first..end` holes.
-    pub fn punch(&mut self, first: u64, end: u64, freed: &mut Vec<BlockPtr>) -> (Dirtied, Dropped) {
+    pub fn punch(&mut self, first: u64, end: u64, freed: &mut Freed) -> (Dirtied, Dropped) {
         let (mut dirtied, mut dropped) = (Dirtied::default(), Dropped::default());
         let end = end.min(capacity(self.height));
         for index in first..end {
@@ -758,7 +757,7 @@ mod tests {
                 left.bufs.insert(key, buf);
             }
             let (mut right, _, _) = left.cut(first);
-            let mut freed = Vec::new();
+            let mut freed = Freed::default();
             while right.reap(&mut freed).unwrap().0 == Reaped::More {}
             let kept = all.iter().filter(|i| **i < first);
             assert!(kept.clone().all(|i| left.ptr(Key::data(*i)).is_ok_and(|p| !p.is_hole())));
@@ -769,8 +768,10 @@ mod tests {
             );
             let (mut whole, _, _) = left.cut(0);
             while whole.reap(&mut freed).unwrap().0 == Reaped::More {}
-            let distinct: BTreeSet<u64> = freed.iter().map(|p| p.pvbn.get()).collect();
-            assert_eq!(distinct.len(), freed.len(), "no block is freed twice (cut at {first})");
+            let runs = freed.runs().iter().map(|r| r.pvbn.get()..r.pvbn.get() + r.count);
+            let distinct: BTreeSet<u64> = runs.flatten().collect();
+            let freed = freed.blocks();
+            assert_eq!(distinct.len() as u64, freed, "no block is freed twice (cut at {first})");
             assert_eq!(distinct.len() as u64, placed, "every block is freed (cut at {first})");
         }
     }

@@ -29,6 +29,7 @@ use cairn_wafl_format::{
 use cairn_wafl_nvlog::HalfToken;
 
 use crate::bits::{bit_place, first_clear_bit};
+use crate::freed::Freed;
 use crate::in_core::InCore;
 use crate::streams::Streams;
 use crate::sums::Balance;
@@ -248,7 +249,7 @@ pub(crate) struct VolState {
     pub active_map: Tree,
     pub container_map: Tree,
     /// Blocks that nothing names any more since the last freeze.
-    pub freed: Vec<BlockPtr>,
+    pub freed: Freed,
     /// Inode numbers freed since the last freeze, and in the consistency point under way.
     pub inodes_freed: BTreeSet<InodeNo>,
     pub inodes_freed_in_cp: BTreeSet<InodeNo>,
@@ -295,7 +296,7 @@ impl VolState {
             inode_map: tree(&r.inode_map),
             active_map: tree(&r.active_map),
             container_map: tree(&r.container_map),
-            freed: Vec::new(),
+            freed: Freed::default(),
             inodes_freed: BTreeSet::new(),
             inodes_freed_in_cp: BTreeSet::new(),
             dirtied: Dirtied::default(),

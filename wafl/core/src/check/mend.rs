@@ -159,7 +159,7 @@ impl VolState {
         saved.retain(|e| e.kind != EntryKind::new(InodeKind::Free as u8));
         let fresh = rebuild(id, keys, &saved);
         let end = fresh.keys().last().map_or(1, |last| last.get() + 1);
-        let mut freed = Vec::new();
+        let mut freed = crate::freed::Freed::default();
         let file = self.file_mut(dir);
         file.tree.punch_reachable(end, blocks).map_err(|at| miss(FileId::Inode(dir), at))?;
         let (mut dirtied, dropped) = file.tree.punch(end, blocks.max(end), &mut freed);

@@ -142,17 +142,23 @@ impl Vvbns {
         Ok(())
     }
 
-    /// Marks a VVBN free.
-    pub(super) fn release(&mut self, st: &mut VolState, vvbn: Vvbn) -> Result<(), Miss> {
+    /// Marks up to `most` VVBNs free, those with one block of the map; says how many.
+    pub(super) fn release(
+        &mut self,
+        st: &mut VolState,
+        vvbn: Vvbn,
+        most: u64,
+    ) -> Result<u64, Miss> {
         let key = Key::data(vvbn.get() / BITS_PER_BLOCK);
         let at_map = |at: TreeMiss| Miss { file: FileId::ActiveMap, key: at.key, ptr: at.ptr };
         st.active_map.reachable(key).map_err(at_map)?;
         st.active_map.peek(key).map_err(at_map)?;
         self.note(st, key.index);
-        flip(st, vvbn.get(), false);
-        self.released += 1;
-        self.freed.insert(vvbn.get());
-        Ok(())
+        let count = most.min(BITS_PER_BLOCK - vvbn.get() % BITS_PER_BLOCK);
+        flip_many(st, vvbn.get(), count, false);
+        self.released += count;
+        self.freed.insert_run(vvbn.get(), count);
+        Ok(count)
     }
 
     /// Marks what was not needed free again; the map blocks are dirty already.
