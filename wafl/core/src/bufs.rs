@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cp::TetrisNo;
-use crate::tree::{HEIGHT_MAX, Key};
+use crate::tree::{Evicted, HEIGHT_MAX, Key};
 use cairn_sys::Block;
 
 const CHUNK_SHIFT: u32 = 4;
@@ -227,6 +227,37 @@ impl Held {
         self.resident -= 1;
         Some((buf, dirty))
     }
+    fn evict_run(
+        &mut self,
+        first: Key,
+        count: usize,
+        mut judge: impl FnMut(&Buf, bool) -> Option<Evicted>,
+        mut became: impl FnMut(Evicted),
+    ) {
+        let (id, within) = ChunkId::of(first);
+        let Some(chunk) = self.chunk_mut(id) else {
+            return (0..count).for_each(|_| became(Evicted::Gone));
+        };
+        let mut removed = 0;
+        for at in within..within + count {
+            let dirty = chunk.dirty & (1 << at) != 0;
+            became(match chunk.bufs[at].as_ref().map(|buf| judge(buf, dirty)) {
+                None => Evicted::Gone,
+                Some(Some(stays)) => stays,
+                Some(None) => {
+                    assert!(!dirty, "{id:?} {at}: what is dirty stays");
+                    chunk.bufs[at] = None;
+                    chunk.present &= !(1 << at);
+                    removed += 1;
+                    Evicted::Removed
+                }
+            });
+        }
+        if chunk.present == 0 {
+            self.drop_chunk(id);
+        }
+        self.resident -= removed;
+    }
     fn set_dirty(&mut self, key: Key, dirty: bool) -> bool {
         let (id, within) = ChunkId::of(key);
         let Some(chunk) = self.chunk_mut(id) else { return false };
@@ -417,6 +448,39 @@ impl Bufs {
         Some(removed)
     }
 
+    /// Removes those of `count` buffers that lie side by side, up to [`Self::run_max`], for which `judge`
+    /// has no answer; it is shown each, with whether it is dirty. `became` hears of all of them, in
+    /// order.
+    ///
+    /// # Panics
+    /// When a dirty one is to go.
+    pub fn evict_run(
+        &mut self,
+        first: Key,
+        count: usize,
+        mut judge: impl FnMut(&Buf, bool) -> Option<Evicted>,
+        mut became: impl FnMut(Evicted),
+    ) {
+        if let Bufs::Many(held) = self {
+            held.evict_run(first, count, judge, became);
+            if held.resident == 0 {
+                *self = Bufs::Empty;
+            }
+            return;
+        }
+        for key in first.behind().take(count) {
+            became(match self.get(key).map(|buf| judge(buf, self.is_dirty(key))) {
+                None => Evicted::Gone,
+                Some(Some(stays)) => stays,
+                Some(None) => {
+                    let removed = self.remove(key);
+                    assert!(removed.is_some_and(|(_, dirty)| !dirty), "what is dirty stays");
+                    Evicted::Removed
+                }
+            });
+        }
+    }
+
     /// Marks a buffer dirty or clean; whether it was dirty before. Nothing happens without one.
     pub fn set_dirty(&mut self, key: Key, dirty: bool) -> bool {
         match self {
@@ -487,7 +551,7 @@ mod tests {
         #[test]
         fn chunks_are_a_map_of_keys(
             steps in prop::collection::vec(
-                (0u8..7, prop_oneof![Just((0u8, 1u64)), Just((0, 2)), (0u8..3, 0u64..70)]),
+                (0u8..8, prop_oneof![Just((0u8, 1u64)), Just((0, 2)), (0u8..3, 0u64..70)]),
                 1..200,
             ),
         ) {
@@ -535,6 +599,36 @@ mod tests {
                         prop_assert_eq!(put.new().collect::<Vec<_>>(), new);
                         prop_assert_eq!(put.dirtied, dirtied as u64);
                         twin.extend(run.into_iter().map(|k| (k, true)));
+                    }
+                    6 => {
+                        let count = (1 + 3 * usize::from(level)).min(Bufs::run_max(key));
+                        let mut became = Vec::new();
+                        // Clean ones go; of these, every third is said to be in use.
+                        let mut seen = 0;
+                        let judge = |_: &Buf, dirty: bool| {
+                            seen += 1;
+                            match dirty {
+                                true => Some(Evicted::Busy),
+                                false => (seen % 3 == 0).then_some(Evicted::Used),
+                            }
+                        };
+                        bufs.evict_run(key, count, judge, |e| became.push(e));
+                        let mut seen = 0;
+                        for (key, became) in key.behind().zip(&became) {
+                            let there = twin.get(&key).copied();
+                            seen += usize::from(there.is_some());
+                            let want = match there {
+                                None => Evicted::Gone,
+                                Some(true) => Evicted::Busy,
+                                Some(false) if seen % 3 == 0 => Evicted::Used,
+                                Some(false) => Evicted::Removed,
+                            };
+                            prop_assert_eq!(*became, want);
+                            if want == Evicted::Removed {
+                                twin.remove(&key);
+                            }
+                        }
+                        prop_assert_eq!(became.len(), count);
                     }
                     _ => prop_assert_eq!(bufs.contains(key), twin.contains_key(&key)),
                 }

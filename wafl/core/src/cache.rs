@@ -20,6 +20,7 @@ use cairn_sys::lock::atomic::{AtomicUsize, Ordering};
 use cairn_sys::lock::{Guard, Mutex, Rank};
 use cairn_units::{BLOCK_BYTES_U64, Fsid, InodeNo};
 
+use crate::bufs::Bufs;
 use crate::cp::TetrisNo;
 use crate::tree::{Evicted, Key};
 use crate::volume::FileId;
@@ -51,6 +52,20 @@ impl CacheEntry {
     pub fn fsid(&self) -> Fsid {
         match self {
             CacheEntry::Block { fsid, .. } | CacheEntry::Inode { fsid, .. } => *fsid,
+        }
+    }
+    /// Whether `next` is the block behind this one in the same file, and may be looked at with it
+    /// ([`Bufs::run_max`]).
+    pub fn is_before(&self, next: &Self) -> bool {
+        match (self, next) {
+            (
+                CacheEntry::Block { fsid, file, key },
+                CacheEntry::Block { fsid: next_fsid, file: next_file, key: next },
+            ) => {
+                let behind = Key { index: key.index + 1, ..*key };
+                (fsid, file, &behind) == (next_fsid, next_file, next) && Bufs::run_max(*key) > 1
+            }
+            _ => false,
         }
     }
 }

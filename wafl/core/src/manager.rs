@@ -19,7 +19,7 @@ use cairn_raid_api::{Aggregate, AggregateAdmin, ReadError, ReadRequest};
 use cairn_sys::lock::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use cairn_sys::lock::{AsyncMutex, Guard, Mutex, Poisoned, Rank, RwLock};
 use cairn_sys::{BoxFuture, World, mutant};
-use cairn_units::{CpCount, Fsid, Pvbn};
+use cairn_units::{CpCount, Fsid, InodeNo, Pvbn};
 use cairn_wafl_nvlog::{HalfToken, LogError, LogPosition, Nvlog, SwitchError};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
@@ -435,12 +435,11 @@ impl Inner {
         for of_volume in entries.chunk_by(|a, b| a.fsid() == b.fsid()) {
             let volume = of_volume.first().and_then(|entry| self.volume(entry.fsid()));
             let mut st = volume.as_ref().map(|v| v.lock());
-            for entry in of_volume {
-                let became = match &mut st {
-                    Some(st) => evict_one(st, entry, committed, written),
-                    None => Evicted::Gone,
-                };
-                outcome.add(*entry, became);
+            for run in of_volume.chunk_by(CacheEntry::is_before) {
+                match &mut st {
+                    Some(st) => evict_run(st, run, committed, written, &mut outcome),
+                    None => run.iter().for_each(|entry| outcome.add(*entry, Evicted::Gone)),
+                }
             }
         }
         self.counters.cache_evictions.fetch_add(outcome.gone, Ordering::Relaxed);
@@ -643,35 +642,45 @@ impl Inner {
 const FAULTS_MAX: usize = 100;
 
 /// All points up to `committed` are, all tetrises before `written` are on the disks.
-fn evict_one(
+/// Removes what may go of entries that lie side by side ([`CacheEntry::is_before`]), at least one.
+fn evict_run(
     st: &mut VolState,
-    entry: &CacheEntry,
+    run: &[CacheEntry],
     committed: CpCount,
     written: TetrisNo,
-) -> Evicted {
-    match entry {
-        CacheEntry::Block { file, key, .. } => match st.tree_mut(*file) {
-            Some(tree) => tree.evict(*key, written),
-            None => Evicted::Gone,
-        },
-        CacheEntry::Inode { ino, .. } => {
-            let listed = st.dirty_files.contains(ino);
-            let Some(file) = st.in_core.get_mut(ino) else { return Evicted::Gone };
-            let pinned = file.dirty || listed || file.frozen_cp > committed || file.has_unlogged();
-            if pinned {
-                return Evicted::Busy;
-            }
-            if core::mem::take(&mut file.hot) {
-                return Evicted::Used;
-            }
-            // Its blocks go with it, or keep it.
-            let blocks = file.tree.evict_all(BLOCKS_WITH_INODE_MAX, written);
-            if blocks == Evicted::Removed {
-                st.in_core.remove(ino);
-            }
-            blocks
+    outcome: &mut Outcome,
+) {
+    let mut entries = run.iter();
+    let mut became = |became: Evicted| {
+        if let Some(entry) = entries.next() {
+            outcome.add(*entry, became);
         }
+    };
+    match &run[0] {
+        CacheEntry::Block { file, key, .. } => match st.tree_mut(*file) {
+            Some(tree) => tree.evict_run(*key, run.len(), written, became),
+            None => run.iter().for_each(|_| became(Evicted::Gone)),
+        },
+        CacheEntry::Inode { ino, .. } => became(evict_inode(st, *ino, committed, written)),
     }
+}
+
+fn evict_inode(st: &mut VolState, ino: InodeNo, committed: CpCount, written: TetrisNo) -> Evicted {
+    let listed = st.dirty_files.contains(&ino);
+    let Some(file) = st.in_core.get_mut(&ino) else { return Evicted::Gone };
+    let pinned = file.dirty || listed || file.frozen_cp > committed || file.has_unlogged();
+    if pinned {
+        return Evicted::Busy;
+    }
+    if core::mem::take(&mut file.hot) {
+        return Evicted::Used;
+    }
+    // Its blocks go with it, or keep it.
+    let blocks = file.tree.evict_all(BLOCKS_WITH_INODE_MAX, written);
+    if blocks == Evicted::Removed {
+        st.in_core.remove(&ino);
+    }
+    blocks
 }
 
 /// Takes loads off the list, however the loader ends, and wakes who waits for them.

@@ -499,7 +499,9 @@ impl Space {
             }
             self.last_tetris = self.last_tetris.next();
             self.window = window;
-            let (given, filled, closed, blocks) = (0, 0, false, Vec::new());
+            let room = self.window.iter().map(|free| free.count).sum::<u64>();
+            let blocks = Vec::with_capacity(usize::try_from(room).unwrap_or_default());
+            let (given, filled, closed) = (0, 0, false);
             self.tetrises.insert(
                 self.last_tetris,
                 OpenTetris { group, given, filled, closed, stripes, blocks, ahead },

@@ -644,22 +644,21 @@ impl Tree {
         (dirtied, dropped)
     }
 
-    /// Offers a block to the cache's clock: whether it was removed from memory. All tetrises before
-    /// `written` are on the disks.
-    pub fn evict(&mut self, key: Key, written: TetrisNo) -> Evicted {
-        let dirty = self.bufs.is_dirty(key);
-        match self.bufs.get_mut(key) {
-            None => Evicted::Gone,
-            Some(buf) if dirty || buf.tetris >= written => Evicted::Busy,
-            Some(buf) if buf.hot.get() => {
-                buf.hot.set(false);
-                Evicted::Used
-            }
-            Some(_) => {
-                self.bufs.remove(key);
-                Evicted::Removed
-            }
-        }
+    /// Drops those of `count` blocks that lie side by side, up to [`Bufs::run_max`], that are clean, on the
+    /// disks (all before `written` are) and were not used since this was asked last. `became` hears
+    /// what became of each, in order.
+    pub fn evict_run(
+        &mut self,
+        first: Key,
+        count: usize,
+        written: TetrisNo,
+        became: impl FnMut(Evicted),
+    ) {
+        let judge = |buf: &Buf, dirty: bool| match buf {
+            _ if dirty || buf.tetris >= written => Some(Evicted::Busy),
+            _ => buf.hot.replace(false).then_some(Evicted::Used),
+        };
+        self.bufs.evict_run(first, count, judge, became);
     }
 
     /// Drops all blocks, if there are at most `count` and every one can go; `Removed` when none is
@@ -719,7 +718,10 @@ mod tests {
     }
 
     fn evict(tree: &mut Tree, key: Key) {
-        while tree.evict(key, TetrisNo::FIRST.next()) == Evicted::Used {}
+        let mut became = Evicted::Used;
+        while became == Evicted::Used {
+            tree.evict_run(key, 1, TetrisNo::FIRST.next(), |e| became = e);
+        }
     }
 
     #[test]
