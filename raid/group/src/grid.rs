@@ -81,3 +81,90 @@ fn row_of(stripes: &[StripeWrite], stripe: u64, hint: usize) -> Option<usize> {
         _ => stripes.binary_search_by_key(&stripe, |s| s.stripe).ok(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::code::Code;
+    use crate::view::Slot;
+    use cairn_raid_api::{BlockTag, ColumnState, RaidKind};
+    use cairn_sys::Block;
+    use cairn_units::{ColumnNo, Crc, GroupNo};
+
+    /// Three data columns, and both parities; stripe `s` of column `c` is block `1000 c + s`.
+    fn group(stripes: u64) -> GroupView {
+        let slot = |column: u16| Slot {
+            column: ColumnNo::new(column),
+            state: ColumnState::Online,
+            member: None,
+            pvbn_base: Pvbn::new(1000 * u64::from(column)),
+            progress: Default::default(),
+            twin: None,
+        };
+        let code = Code { kind: RaidKind::RaidDp, p: 17 };
+        let slots = [0, 1, 2, 16, 17].map(slot).into();
+        GroupView { group: GroupNo::new(0), code, stripes, slots }
+    }
+
+    fn grid(stripes: &[u64], blocks: &[u64]) -> Result<Grid, WriteError> {
+        let row = |stripe: &u64| StripeWrite { stripe: *stripe, rest_is_free: true };
+        let (data, crc) = (Block::zero(), Crc::new(0));
+        let block = |at: &u64| WriteBlock {
+            at: Pvbn::new(*at),
+            data: data.clone(),
+            crc,
+            tag: BlockTag::default(),
+        };
+        let stripes: Vec<StripeWrite> = stripes.iter().map(row).collect();
+        Grid::new(Some(&group(100)), &stripes, blocks.iter().map(block).collect())
+    }
+
+    #[test]
+    fn blocks_lie_where_their_addresses_say_in_whatever_order_they_come() {
+        let mut blocks = vec![3, 5, 8, 1004, 1005, 2003, 2008];
+        let stripes = [3, 4, 5, 8];
+        for _ in 0..blocks.len() {
+            blocks.rotate_left(3);
+            blocks.swap(0, 4);
+            let mut grid = grid(&stripes, &blocks).expect("all of them belong there");
+            for (row, stripe) in stripes.iter().enumerate() {
+                let there: Vec<u64> = grid.row(row).map(|(_, b)| b.at.get()).collect();
+                let mut want = blocks.clone();
+                want.retain(|at| at % 1000 == *stripe);
+                want.sort_unstable();
+                assert_eq!(there, want, "stripe {stripe}");
+            }
+            assert_eq!(grid.take(2, 3).map(|b| b.at.get()), Some(2008));
+            assert!(grid.take(2, 3).is_none() && grid.get(3, 0).is_none());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused() {
+        let refused = |stripes: &[u64], blocks: &[u64]| match grid(stripes, blocks) {
+            Err(WriteError::BadAddress { at }) => Some(at.get()),
+            Err(_) | Ok(_) => None,
+        };
+        assert_eq!(refused(&[3, 4], &[3, 4, 1003, 4]), Some(4), "twice");
+        assert_eq!(refused(&[3, 4], &[3, 1005]), Some(1005), "in another stripe");
+        assert_eq!(refused(&[3, 200], &[3, 200]), Some(200), "behind the group's end");
+        assert_eq!(refused(&[3], &[16_003]), Some(16_003), "of parity");
+        assert_eq!(refused(&[4, 3], &[3, 4]), Some(3), "stripes out of order");
+        assert_eq!(refused(&[3, 3], &[3, 1003]), Some(3), "a stripe twice");
+    }
+
+    #[test]
+    fn a_grid_fits_the_group_it_was_made_for_and_one_that_has_grown() {
+        let grid = grid(&[3], &[3, 1003, 2003]).expect("all of them belong there");
+        let mut now = group(100);
+        assert!(grid.fits(&now));
+        let mut more = now.slots[2].clone();
+        (more.column, more.pvbn_base) = (ColumnNo::new(3), Pvbn::new(9000));
+        now.slots.insert(3, more);
+        assert!(grid.fits(&now));
+        now.slots.remove(0);
+        assert!(!grid.fits(&now));
+        now.slots.drain(..2);
+        assert!(!grid.fits(&now));
+    }
+}
