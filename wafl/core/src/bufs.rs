@@ -50,7 +50,7 @@ pub(crate) struct PutRun {
 
 impl PutRun {
     /// Which buffers were not there: their places in the run.
-    pub fn new(self) -> impl Iterator<Item = usize> {
+    pub fn places(self) -> impl Iterator<Item = usize> {
         ones(self.new).map(|place| place as usize)
     }
 }
@@ -581,10 +581,10 @@ mod tests {
                             let in_chunk = 16 - first.index % 16;
                             prop_assert_eq!(count, side_by_side.min(in_chunk));
                             let count = 1 + key.index % count;
-                            let mut seen = 0;
+                            let mut seen = 0usize;
                             bufs.clean_run(first, count, |_| seen += 1);
-                            prop_assert_eq!(seen, count);
-                            for key in run.iter().take(seen as usize) {
+                            prop_assert_eq!(seen as u64, count);
+                            for key in run.iter().take(seen) {
                                 twin.insert(*key, false);
                             }
                         }
@@ -596,7 +596,7 @@ mod tests {
                         let new: Vec<usize> = (0..count).filter(is_new).collect();
                         let dirtied = run.iter().filter(|k| twin.get(*k) != Some(&true)).count();
                         let put = bufs.put_run(key, &vec![Block::zero(); count]);
-                        prop_assert_eq!(put.new().collect::<Vec<_>>(), new);
+                        prop_assert_eq!(put.places().collect::<Vec<_>>(), new);
                         prop_assert_eq!(put.dirtied, dirtied as u64);
                         twin.extend(run.into_iter().map(|k| (k, true)));
                     }

@@ -479,7 +479,8 @@ impl Run<'_> {
         let Some(vvbn) = pool.take_run(count) else { unreachable!("so many are at hand") };
         let Some(tree) = st.tree_mut(file) else { panic!("{file:?} is dirty, so in core") };
         let Scratch { blocks, ptrs } = &mut self.scratch;
-        (blocks.clear(), ptrs.clear());
+        blocks.clear();
+        ptrs.clear();
         tree.clean_run(first, count, tetris, blocks);
         let place = |((block, _), n): (&(Block, bool), u64)| BlockPtr {
             vvbn: vvbn.plus(n),

@@ -539,8 +539,12 @@ impl Space {
                     row.0.rest_is_free = false;
                 } else if self.is_used(column) {
                     match window.back_mut() {
-                        // Never of two columns: each begins with the first stripe again.
-                        Some(run) if run.stripe + run.count == stripe => run.count += 1,
+                        // Of one column: those of another have other places in the same stripes.
+                        Some(run)
+                            if run.at.plus(run.count) == at && run.stripe + run.count == stripe =>
+                        {
+                            run.count += 1;
+                        }
                         _ => window.push_back(Free { at, stripe, count: 1 }),
                     }
                 }

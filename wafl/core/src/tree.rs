@@ -296,7 +296,7 @@ impl Tree {
                     self.ptr(at).is_ok_and(|ptr| ptr.is_hole())
                 }
             };
-            let fresh = put.new().filter(|place| is_hole(*place)).count();
+            let fresh = put.places().filter(|place| is_hole(*place)).count();
             dirtied.blocks += put.dirtied;
             dirtied.fresh += fresh as u64;
             self.blocks += i64::try_from(fresh).unwrap_or(i64::MAX);

@@ -1,8 +1,10 @@
 //! What must hold inside a consistency point and cannot be seen from outside: the running digest,
 //! the order of freeing and giving out, and who says where a block lies.
 
+use std::collections::BTreeSet;
+
 use cairn_cf::Manage;
-use cairn_raid_api::Aggregate;
+use cairn_raid_api::{Aggregate, DataColumn};
 use cairn_raid_disk::Disk;
 use cairn_raid_group::{CreateOptions, RaidAggregate, RaidKind};
 use cairn_sim::{SimDiskConfig, SimWorld};
@@ -132,6 +134,69 @@ fn a_block_freed_under_a_hold_is_given_out_only_when_the_hold_is_given_up() {
     assert_eq!((space.free_blocks(), stopped()), (0, false), "somebody may still read {freed:?}");
     let next = space.take().ok().map(|(at, _)| at);
     assert_eq!((next, stopped()), (Some(freed), true), "writers come first");
+}
+
+#[test]
+fn every_free_block_is_given_out_once_whatever_lies_between_them() {
+    let mut x = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut below = |end: u64| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x % end
+    };
+    for seed in 20..26 {
+        let (_sim, aggr, _node) = with_volume(seed);
+        let geometry = aggr.geometry();
+        let mut space = Space::new(geometry.clone());
+        space.read_counts().expect("an empty file has no blocks to load");
+        space.reserve_zero();
+        let mut free = BTreeSet::new();
+        let content = || (Block::zero(), Crc::new(0), BlockTag::default());
+        while let Ok(run) = space.take_run(1 + below(40)) {
+            let (from, count) = (run.at().get(), run.count());
+            space.put_run(run, (0..count).map(|_| content()));
+            let fresh = (from..from + count).all(|at| free.insert(at));
+            assert!(fresh, "{count} from {from}: each once");
+        }
+        let mut at = 1;
+        while at < geometry.pvbn_end.get() {
+            let stays = 1 + below(5);
+            for used in at..at + stays {
+                free.remove(&used);
+            }
+            at += stays + below(9);
+        }
+        for at in &free {
+            space.free(Pvbn::new(*at));
+        }
+        space.close();
+        drop(space.take_done());
+        space.committed();
+        space.tetris_stripes = 1 + below(7);
+        space.expected = u64::MAX;
+        let mut given = BTreeSet::new();
+        while let Ok(run) = space.take_run(1 + below(40)) {
+            let (from, count) = (run.at().get(), run.count());
+            space.put_run(run, (0..count).map(|_| content()));
+            let fresh = (from..from + count).all(|at| free.contains(&at) && given.insert(at));
+            assert!(fresh, "{count} from {from}: free, and each once");
+        }
+        assert_eq!(given, free);
+        space.close();
+        for (_, tetris) in space.take_done() {
+            let group =
+                geometry.groups.iter().find(|g| g.group == tetris.group).expect("its group");
+            let blocks: BTreeSet<Pvbn> = tetris.blocks.iter().map(|b| b.at).collect();
+            for row in &tetris.stripes {
+                let at = |column: &DataColumn| column.pvbn_base.plus(row.stripe);
+                let mut places = group.data.iter().map(at);
+                let whole = places.clone().all(|at| free.contains(&at.get()));
+                assert_eq!(row.rest_is_free, whole, "stripe {}", row.stripe);
+                assert!(places.any(|at| blocks.contains(&at)), "stripe {}", row.stripe);
+            }
+        }
+    }
 }
 
 #[test]
