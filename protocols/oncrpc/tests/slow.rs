@@ -121,7 +121,8 @@ fn is_served_soon(f: &Fixture, mut holders: Vec<Client>) {
     }
     honest.0.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(honest.result(9), stored(0, &vec![7; 1 << 20]));
-    assert!(f.server().metrics().gave_way > 0);
+    // Its memory is given back first, then it is counted.
+    f.until("one gave way", |f| f.server().metrics().gave_way > 0);
     // Only as many went as were needed.
     let open = holders.iter_mut().filter_map(|c| {
         let closed = c.is_closed_within(Duration::from_millis(20));
