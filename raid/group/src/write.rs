@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cairn_raid_api::{AHEAD_STRIPES_MAX, ReadError, StripeWrite, Tetris, WriteError};
 use cairn_raid_parity::{Bytes, Column};
 use cairn_sys::{Block, mutant};
-use cairn_units::GroupNo;
+use cairn_units::{GroupNo, Pvbn};
 
 use crate::code::{Code, Parity, Spare};
 use crate::core::{Core, Interval, Purpose, Writes, count};
@@ -120,8 +120,9 @@ impl Core {
             return Err(WriteError::GroupFailed { group, lost: 0, parity: 0 });
         };
         self.check_group(group)?;
-        if let Some(moved) = new.row(first_row).next().filter(|_| !new.fits(group)) {
-            return Err(WriteError::BadAddress { at: moved.1.at });
+        if !new.fits(group) {
+            let at = group.slots.first().map_or(Pvbn::new(0), |slot| slot.pvbn_base.plus(first));
+            return Err(WriteError::BadAddress { at });
         }
         let mut stamps = self.load_stamps(group, &regions).await;
         self.drop_mute_disks(group, &mut stamps, &regions);

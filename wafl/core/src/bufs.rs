@@ -38,6 +38,13 @@ impl Buf {
     pub fn written(block: Block) -> Self {
         Self { block, hot: Cell::new(false), tetris: TetrisNo::NONE, queued: false }
     }
+
+    /// It was given a place, and lies on the disks when `tetris` does. Whether the cache's clock must be
+    /// told of it.
+    pub fn placed(&mut self, tetris: TetrisNo) -> bool {
+        self.tetris = tetris;
+        !core::mem::replace(&mut self.queued, true)
+    }
 }
 
 /// What [`Bufs::put_run`] did.

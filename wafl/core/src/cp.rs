@@ -35,7 +35,7 @@ use crate::cache::CacheEntry;
 use crate::counters::CpPhase;
 use crate::freed::Freed;
 use crate::manager::{Inner, LoadError, Volume};
-use crate::space::{NoBlock, Space, SpaceFile};
+use crate::space::{NoBlock, Run as SpaceRun, Space, SpaceFile};
 use crate::sums::{self, Balance, Mismatch};
 use crate::tree::{Key, Tree, TreeMiss};
 use crate::volume::{FileId, Miss, VolState, inode_offset};
@@ -458,25 +458,29 @@ impl Run<'_> {
         let mut done = 0;
         while done < count {
             let at = Key { index: first.index + done, ..first };
-            done += self.place_run(st, space, pool, file, (at, count - done));
+            let at_hand = (count - done).min(pool.ready_run());
+            assert!(at_hand > 0, "VVBNs are prepared before placing");
+            let Ok(run) = space.take_run(at_hand) else {
+                panic!("space is prepared before placing")
+            };
+            done += run.count();
+            let Some(vvbn) = pool.take_run(run.count()) else {
+                unreachable!("so many are at hand")
+            };
+            self.place_run(st, space, (vvbn, run), (file, at));
         }
         if first.level == 0 { self.placed_data += count } else { self.placed_meta += count }
     }
 
-    /// The same for as many of them as can be given neighbouring places; says how many.
+    /// Gives the block at `at` and those beside it the places of one run.
     fn place_run(
         &mut self,
         st: &mut VolState,
         space: &mut Space,
-        pool: &mut Vvbns,
-        file: FileId,
-        (first, count): (Key, u64),
-    ) -> u64 {
-        let at_hand = count.min(pool.ready_run());
-        assert!(at_hand > 0, "VVBNs are prepared before placing");
-        let Ok(run) = space.take_run(at_hand) else { panic!("space is prepared before placing") };
+        (vvbn, run): (Vvbn, SpaceRun),
+        (file, first): (FileId, Key),
+    ) {
         let (fsid, count, tetris) = (st.fsid, run.count(), run.tetris());
-        let Some(vvbn) = pool.take_run(count) else { unreachable!("so many are at hand") };
         let Some(tree) = st.tree_mut(file) else { panic!("{file:?} is dirty, so in core") };
         let Scratch { blocks, ptrs } = &mut self.scratch;
         blocks.clear();
@@ -502,7 +506,6 @@ impl Run<'_> {
             .zip(&*ptrs)
             .map(|((block, _), ptr)| (block, ptr.crc, BlockTag { fsid, vvbn: ptr.vvbn, cp }));
         space.put_run(run, content);
-        count
     }
 
     // ---- the freeze ----

@@ -575,8 +575,11 @@ impl Space {
         let tetris = self.last_tetris;
         let Some(open) = self.tetrises.get_mut(&tetris) else { panic!("the window has a tetris") };
         open.given += count;
-        let rows = open.stripes.iter_mut().skip_while(|(row, _)| row.stripe < stripe);
-        rows.take_while(|(row, _)| row.stripe < stripe + count).for_each(|(_, has)| *has = true);
+        let row = |stripe: u64| usize::try_from(stripe - open.stripes[0].0.stripe);
+        let (Ok(first), Ok(end)) = (row(stripe), row(stripe + count)) else {
+            panic!("{at:?} has no stripe")
+        };
+        open.stripes[first..end].iter_mut().for_each(|(_, has)| *has = true);
         let group = open.group;
         self.set_bits_in((at, count), (group, stripe), true);
         self.used += count;

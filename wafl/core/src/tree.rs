@@ -363,8 +363,7 @@ impl Tree {
     pub fn place(&mut self, key: Key, new: BlockPtr, tetris: TetrisNo) -> bool {
         assert!(self.bufs.set_dirty(key, false), "{key:?} must be dirty to be placed");
         let Some(buf) = self.bufs.get_mut(key) else { panic!("{key:?} is dirty, so in memory") };
-        buf.tetris = tetris;
-        let tell = !core::mem::replace(&mut buf.queued, true);
+        let tell = buf.placed(tetris);
         self.set_ptr(key, new);
         tell
     }
@@ -380,8 +379,7 @@ impl Tree {
         blocks: &mut Vec<(Block, bool)>,
     ) {
         self.bufs.clean_run(first, count, |buf| {
-            buf.tetris = tetris;
-            let tell = !core::mem::replace(&mut buf.queued, true);
+            let tell = buf.placed(tetris);
             blocks.push((buf.block.clone(), tell));
         });
     }
@@ -722,6 +720,22 @@ mod tests {
         while became == Evicted::Used {
             tree.evict_run(key, 1, TetrisNo::FIRST.next(), |e| became = e);
         }
+    }
+
+    #[test]
+    fn what_was_only_written_goes_when_the_clock_comes_by_and_what_was_used_gets_another_round() {
+        let mut tree = Tree::empty();
+        tree.put_all(0, &[Block::zero(), Block::zero(), Block::zero()]);
+        let offered = |tree: &mut Tree| {
+            let mut became = Vec::new();
+            tree.evict_run(Key::data(0), 3, TetrisNo::FIRST.next(), |e| became.push(e));
+            became
+        };
+        assert_eq!(offered(&mut tree), [Evicted::Busy; 3], "they have no places");
+        place_all(&mut tree, &mut 0);
+        assert!(tree.look(Key::data(1)).is_ok_and(|block| block.is_some()));
+        assert_eq!(offered(&mut tree), [Evicted::Removed, Evicted::Used, Evicted::Removed]);
+        assert_eq!(offered(&mut tree), [Evicted::Gone, Evicted::Removed, Evicted::Gone]);
     }
 
     #[test]
